@@ -1,0 +1,62 @@
+"""Tables as results print them: aligned text for a terminal, HTML for a notebook. Standard library only."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["Table"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table of strings with notes below it.
+
+    Args:
+        columns: The header. A column whose name starts with `>` is set flush right (the sign isn't shown).
+        rows: Each as long as `columns`.
+        title: One line above.
+        notes: Lines below.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    notes: Sequence[str] = field(default=())
+
+    def __str__(self) -> str:
+        names = [column.lstrip(">") for column in self.columns]
+        right = [column.startswith(">") for column in self.columns]
+        widths = [max(len(str(row[i])) for row in [names, *self.rows]) for i in range(len(names))]
+
+        def line(row: Sequence[str]) -> str:
+            cells = (str(c).rjust(w) if r else str(c).ljust(w) for c, w, r in zip(row, widths, right, strict=True))
+            return "  ".join(cells).rstrip()
+
+        lines = [self.title] if self.title else []
+        if names:
+            lines += [line(names), "  ".join("─" * w for w in widths)]
+        lines += [line(row) for row in self.rows]
+        lines += list(self.notes)
+        return "\n".join(lines)
+
+    def to_html(self) -> str:
+        """The table as a self-contained HTML fragment; every cell escaped."""
+        right = [column.startswith(">") for column in self.columns]
+
+        def cell(tag: str, text: str, flush_right: bool) -> str:
+            style = ' style="text-align:right"' if flush_right else ' style="text-align:left"'
+            return f"<{tag}{style}>{html.escape(str(text))}</{tag}>"
+
+        parts = ["<div>"]
+        if self.title:
+            parts.append(f"<p><strong>{html.escape(self.title)}</strong></p>")
+        header = "".join(cell("th", c.lstrip(">"), r) for c, r in zip(self.columns, right, strict=True))
+        parts.append(f"<table><thead><tr>{header}</tr></thead><tbody>")
+        for row in self.rows:
+            parts.append("<tr>" + "".join(cell("td", c, r) for c, r in zip(row, right, strict=True)) + "</tr>")
+        parts.append("</tbody></table>")
+        parts.extend(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        parts.append("</div>")
+        return "".join(parts)

@@ -1,0 +1,119 @@
+"""The common face of every weights file: named arrays, their shapes and dtypes first, their bytes only when asked for.
+
+A reader opens one format and gives an `Archive`. Nothing here or in a reader knows Keras or TensorFlow; NumPy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Archive", "ArrayInfo", "LayerInfo", "Limits"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file may ask for before it is refused.
+
+    Args:
+        max_bytes: Of all arrays together, once in memory.
+        max_arrays: How many arrays, layers or members.
+        max_metadata_bytes: Of configuration, headers and names.
+    """
+
+    max_bytes: int = 64 << 30
+    max_arrays: int = 100_000
+    max_metadata_bytes: int = 64 << 20
+
+
+@dataclass(frozen=True)
+class ArrayInfo:
+    """One array of a file, without its content.
+
+    Args:
+        name: Unique in the file, as the file's own words give it, parts joined by `/` (`.` for PyTorch): `dense/kernel`.
+        shape: Its shape as stored.
+        dtype: Its dtype as stored; one of ml_dtypes for bfloat16 and float8.
+        layer: The layer it belongs to, in the file's order of layers; empty where the format knows no layers.
+        variable: Its name within the layer (`kernel`); empty where that isn't known.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    layer: str = ""
+    variable: str = ""
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes once in memory."""
+        return self.size * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A layer as the file lists it.
+
+    Args:
+        name: The layer's name in the file.
+        class_name: Its Keras class, where the file says it; else empty.
+        arrays: The names of its arrays in the order in which they were written.
+    """
+
+    name: str
+    class_name: str = ""
+    arrays: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The named arrays of one file and what the file says of itself.
+
+    Args:
+        path: The file.
+        format: `legacy_h5`, `weights_h5`, `keras`, `safetensors`, `npz`, `torch`, `tf_checkpoint` or `tfjs`.
+        arrays: Every array that is a weight, in the file's order. Optimizer state is kept apart in `optimizer_arrays`.
+        layers: The layers in the file's order, where the format knows layers.
+        framework: What wrote the file, as far as it says: `keras`, `tf_keras`, `tensorflow`, `torch`, or empty.
+        version: That framework's version, or empty.
+        config: The model's configuration (a dict from JSON, unchecked), where the file holds one.
+        training_config: Loss, metrics and optimizer as the file words them, or None.
+        metadata: Whatever else the file says of itself, as text.
+        class_names: The names of the classes in the order of the head's units, where the file says them.
+        optimizer_arrays: The optimizer's slots.
+        read: Gives one array by name. It checks what it reads against `arrays`.
+        close: Releases the file.
+    """
+
+    path: str
+    format: str
+    arrays: Mapping[str, ArrayInfo]
+    read: Callable[[str], np.ndarray[Any, Any]] = field(repr=False)
+    layers: tuple[LayerInfo, ...] = ()
+    framework: str = ""
+    version: str = ""
+    config: Mapping[str, Any] | None = field(default=None, repr=False)
+    training_config: Mapping[str, Any] | None = field(default=None, repr=False)
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
+    class_names: tuple[str, ...] = ()
+    optimizer_arrays: Mapping[str, ArrayInfo] = field(default_factory=dict, repr=False)
+    close: Callable[[], None] = field(default=lambda: None, repr=False)
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all weights once in memory."""
+        return sum(info.nbytes for info in self.arrays.values())
