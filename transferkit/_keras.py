@@ -1,27 +1,28 @@
 """The one place that imports TensorFlow and Keras, after checking that they are the ones the package works with.
 
-Everything else says `from transferkit._keras import keras, tf`.
+Everything else says `from transferkit._keras import keras, tf`. The package `keras` comes with TensorFlow, and its classes are
+those of `tf.keras`; `tf.keras` itself leaves out some public parts (`keras.saving` in Keras 3.15).
 """
 
 from __future__ import annotations
 
+import keras
 import tensorflow as tf
-from tensorflow import keras
 
 from transferkit.errors import ModelError
 
 __all__ = ["keras", "tf"]
 
-if not hasattr(keras, "ops"):
+if tf.keras.Model is not keras.Model:
     raise ModelError(
-        "Importing transferkit's parts that train.",
-        found=f"tf.keras is Keras {getattr(keras, '__version__', '2')}, the legacy one; transferkit works with Keras 3",
+        "Importing transferkit's parts that work on models.",
+        found=f"tf.keras is version {tf.keras.__version__}, the legacy one, and not Keras 3",
         cause="TF_USE_LEGACY_KERAS is set, or TensorFlow is older than 2.16",
         fix='unset TF_USE_LEGACY_KERAS, or pip install "tensorflow>=2.16"',
     )
 if keras.backend.backend() != "tensorflow":
     raise ModelError(
-        "Importing transferkit's parts that train.",
+        "Importing transferkit's parts that work on models.",
         found=f"Keras runs on the backend {keras.backend.backend()!r}; transferkit works on TensorFlow",
         cause="KERAS_BACKEND or ~/.keras/keras.json names another backend",
         fix='set KERAS_BACKEND="tensorflow" before the first import of Keras',
