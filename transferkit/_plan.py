@@ -188,15 +188,15 @@ class Plan:
         super().__init_subclass__(**kwargs)
         register_value(cls)
 
-    def _begin(self, **arguments: Any) -> None:
+    def _begin(self, /, **arguments: Any) -> None:
         """Called once, by the constructor of the subclass, with all its arguments."""
         cls = type(self)
         object.__setattr__(self, "_start", _as_step(cls.__name__, cls.__init__, arguments, where=cls.__name__))
         object.__setattr__(self, "_steps", ())
 
-    def _then(self, name: str, **arguments: Any) -> Self:
+    def _then(self, method: str, /, **arguments: Any) -> Self:
         cls = type(self)
-        link = _as_step(name, getattr(cls, name), arguments, where=f"{cls.__name__}.{name}")
+        link = _as_step(method, getattr(cls, method), arguments, where=f"{cls.__name__}.{method}")
         new = cls.__new__(cls)
         object.__setattr__(new, "_start", self._start)
         object.__setattr__(new, "_steps", (*self._steps, link))

@@ -50,6 +50,15 @@ def as_batch(item: Any) -> Batch:
     return Batch(*arrays, *[None] * (3 - len(arrays)))
 
 
+def rows_of(parts: Any, index: Any) -> tuple[Any, ...]:
+    """The rows of in-memory data that a slice or an array of indices picks."""
+
+    def pick(array: Any) -> Any:
+        return array[index] if isinstance(index, slice) else np.asarray(array)[index]
+
+    return tuple(None if part is None else tf.nest.map_structure(pick, part) for part in parts)
+
+
 def batches(data: Any, *, batch_size: int = 32) -> Iterator[Batch]:
     """Goes over `data` once, in its own order.
 
@@ -66,8 +75,7 @@ def batches(data: Any, *, batch_size: int = 32) -> Iterator[Batch]:
     if is_arrays(data):
         rows = _rows(data)
         for start in range(0, rows, batch_size):
-            stop = start + batch_size
-            yield as_batch(tuple(None if p is None else tf.nest.map_structure(lambda a: a[start:stop], p) for p in data))  # noqa: B023
+            yield as_batch(rows_of(data, slice(start, start + batch_size)))
     elif isinstance(data, keras.utils.PyDataset):
         if data.num_batches is None:
             raise DataError(

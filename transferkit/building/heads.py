@@ -1,0 +1,189 @@
+"""Heads: the last layer before each output, how one is made and how it is found in a model somebody else built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from transferkit._keras import keras
+from transferkit.errors import ModelError
+
+__all__ = ["Head", "head_layers", "heads_of", "leaf_layers", "make_head"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """The end of a model at one output.
+
+    Args:
+        output: The output's name, or its position as text.
+        layer: The last layer with weights on the way to the output.
+        units: The size of the output's last axis.
+        activation: The name of the activation the output went through (`linear`, `softmax`, `sigmoid`, or the user's own).
+    """
+
+    output: str
+    layer: Any
+    units: int
+    activation: str
+
+
+def make_head(units: int, activation: str, *, name: str) -> Any:
+    """A Dense layer for an output, in float32 whatever the precision policy.
+
+    Under `mixed_float16` a softmax in half precision overflows (keras-team/keras#16552).
+    """
+    return keras.layers.Dense(units, activation=activation, name=name, dtype="float32")
+
+
+def leaf_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """Every layer of a model with its path, nested models opened, in the order in which the model lists them; each once.
+
+    A layer that holds other layers but is no model (a wrapper, a block of the user's) counts as one leaf.
+    """
+    seen: set[int] = set()
+
+    def walk(parent: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        for layer in parent.layers:
+            if id(layer) in seen:
+                continue
+            seen.add(id(layer))
+            path = f"{prefix}{layer.name}"
+            if isinstance(layer, keras.Model):
+                yield from walk(layer, f"{path}/")
+            else:
+                yield path, layer
+
+    yield from walk(model, "")
+
+
+def _last_with_weights(layers: list[Any]) -> Any:
+    for layer in reversed(layers):
+        if isinstance(layer, keras.Model):
+            inner = _last_with_weights(list(layer.layers))
+            if inner is not None:
+                return inner
+        elif layer.weights:
+            return layer
+    return None
+
+
+def _activation_of(layer: Any) -> str:
+    """The name of the activation a layer ends with; `linear` for one that has none."""
+    if isinstance(layer, keras.layers.Softmax):
+        return "softmax"
+    if isinstance(layer, keras.layers.Activation) or hasattr(layer, "activation"):
+        function = layer.activation
+        if function is None:
+            return "linear"
+        return str(getattr(function, "__name__", type(function).__name__))
+    return "linear"
+
+
+def _passes_through(layer: Any) -> bool:
+    """Whether a layer without weights leaves the meaning of its input's values alone (a reshape, a dropout)."""
+    return isinstance(
+        layer, (keras.layers.Dropout, keras.layers.Flatten, keras.layers.Reshape, keras.layers.Identity, keras.layers.InputLayer)
+    )
+
+
+def _chains(model: Any) -> list[list[str]]:
+    """For each output of a functional model, the names of the layers on the way to it, from the output back.
+
+    Read from the model's configuration, the public form of its graph; at a merge the first branch is followed.
+    """
+    config = model.get_config()
+    parents = {entry["name"]: _parents(entry["inbound_nodes"]) for entry in config["layers"]}
+    chains = []
+    for start in _layer_names(config["output_layers"]):
+        chain, at = [start], parents.get(start, [])
+        while at and at[0] not in chain:
+            chain.append(at[0])
+            at = parents.get(at[0], [])
+        chains.append(chain)
+    return chains
+
+
+def _layer_names(outputs: Any) -> list[str]:
+    """The layers that give the outputs; a configuration words one as [name, node, tensor], several as a structure of these."""
+    if isinstance(outputs, (list, tuple)) and len(outputs) == 3 and isinstance(outputs[0], str):
+        return [outputs[0]]
+    parts = outputs.values() if isinstance(outputs, dict) else outputs
+    return [name for part in parts for name in _layer_names(part)]
+
+
+def _parents(nodes: Any) -> list[str]:
+    """The names of the layers whose outputs the first call of a layer took, as `get_config` words them."""
+    names: list[str] = []
+
+    def visit(value: Any) -> None:
+        if isinstance(value, dict):
+            if value.get("class_name") == "__keras_tensor__":
+                names.append(value["config"]["keras_history"][0])
+            else:
+                for item in value.values():
+                    visit(item)
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                visit(item)
+
+    visit(nodes[:1])
+    return names
+
+
+def heads_of(model: Any) -> list[Head]:
+    """The heads of a built model, one for each output, in the order of its outputs.
+
+    Raises:
+        ModelError: when the model isn't built, so that it has no outputs to speak of yet.
+    """
+    if not model.built:
+        raise ModelError(
+            f"Looking for the head of the model {model.name!r}.",
+            found="a model that isn't built: its layers have no weights yet",
+            fix="call it once on a batch, model(x[:1]), or give its first layer an input shape",
+        )
+    if isinstance(model, keras.Sequential):
+        return [_head("output", list(model.layers), model.layers[-1])]
+    try:
+        chains, names = _chains(model), list(model.output_names)
+    except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError):
+        # A subclassed model, or a layer that gives no configuration: no graph to read, so the order of the layers decides.
+        layers = [layer for _, layer in leaf_layers(model)]
+        return [_head("output", layers, layers[-1])] if layers else []
+    found = []
+    for name, chain in zip(names, chains, strict=True):
+        layers = [model.get_layer(layer_name) for layer_name in reversed(chain)]
+        found.append(_head(name, layers, layers[-1]))
+    return found
+
+
+def _head(output: str, layers: list[Any], last: Any) -> Head:
+    while isinstance(last, keras.Model) and last.layers:
+        last = last.layers[-1]
+    layer = _last_with_weights(layers)
+    ending = last
+    index = len(layers) - 1
+    while _passes_through(ending) and index > 0:
+        index -= 1
+        ending = layers[index]
+    units = _width(last)
+    return Head(output=output, layer=layer, units=units, activation=_activation_of(ending))
+
+
+def _width(layer: Any) -> int:
+    try:
+        shape = keras.tree.flatten(layer.output)[0].shape
+        return int(shape[-1] or 0)
+    except (AttributeError, ValueError):  # a subclassed model's layers keep no symbolic output
+        return int(getattr(layer, "units", 0))
+
+
+def head_layers(model: Any) -> list[Any]:
+    """The layers that make up the heads of a model: the last with weights before each output, without repeats."""
+    found: list[Any] = []
+    for head in heads_of(model):
+        if head.layer is not None and not any(head.layer is layer for layer in found):
+            found.append(head.layer)
+    return found
