@@ -1,0 +1,256 @@
+"""What each phase trains: a phase of the plan resolved against a real model, layer by layer, and put into effect.
+
+Freezing is `trainable=False` on the layers themselves. Calling a backbone with `training=False` doesn't hold: `fit` overrides
+it, and its BatchNorm statistics move (keras-team/keras#20285). May import Keras and the floors below.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from transferkit._keras import keras
+from transferkit._table import Table
+from transferkit.building.heads import leaf_layers
+from transferkit.errors import TrainingError, shorten
+from transferkit.tuning.layers import Layers
+
+__all__ = ["BATCH_NORM_POLICIES", "Phase", "PhasePlan", "ResolvedLayer", "in_effect", "resolve"]
+
+BATCH_NORM_POLICIES = ("freeze", "adapt")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase as the plan words it.
+
+    Args:
+        name: Its name.
+        train: The layers that train; all others are frozen.
+        epochs: How many times it goes over the data.
+        learning_rate: The optimizer's, or None for the one it was given with.
+    """
+
+    name: str
+    train: Layers
+    epochs: int
+    learning_rate: float | None
+
+
+@dataclass(frozen=True)
+class ResolvedLayer:
+    """One layer of the model in one phase.
+
+    Args:
+        path: Its name, with those of the models it lies in.
+        layer: The layer.
+        trained: Whether its weights train.
+        batch_norm: For BatchNorm, `frozen` (its statistics are used and kept) or `adapts` (the batch's are used, its own move);
+            else empty.
+        silenced: Whether its dropout or noise is off, because what comes after it is frozen.
+        parameters: How many numbers its weights hold.
+        shape: Of its output, as text.
+    """
+
+    path: str
+    layer: Any = field(repr=False)
+    trained: bool
+    batch_norm: str
+    silenced: bool
+    parameters: int
+    shape: str
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """A phase resolved against a model."""
+
+    phase: Phase
+    layers: tuple[ResolvedLayer, ...]
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers train."""
+        return sum(row.parameters for row in self.layers if row.trained)
+
+    def table(self) -> Table:
+        """The phase as a table, one row for each layer that has weights or changes its behaviour."""
+        rate = "the optimizer's" if self.phase.learning_rate is None else f"{self.phase.learning_rate:g}"
+        rows = [
+            (row.path, type(row.layer).__name__, row.shape, f"{row.parameters:,}", _mode(row), rate if row.trained else "–")
+            for row in self.layers
+            if row.parameters or row.silenced
+        ]
+        total = sum(row.parameters for row in self.layers)
+        return Table(
+            columns=("layer", "class", "output", ">parameters", "in this phase", ">learning rate"),
+            rows=rows,
+            title=f"Phase {self.phase.name!r}: {self.phase.epochs} epochs, trains {self.phase.train!r}",
+            notes=(f"{self.trained_parameters:,} of {total:,} parameters train.",),
+        )
+
+
+def _mode(row: ResolvedLayer) -> str:
+    if row.silenced:
+        return "off"
+    mode = "trained" if row.trained else "frozen"
+    return f"{mode}, statistics {row.batch_norm}" if row.batch_norm else mode
+
+
+def parts_of(layer: Any) -> Iterator[Any]:
+    """The layer and those it holds in its attributes, lists and dicts, however deep (a wrapper's, a block's of the user's)."""
+    seen: set[int] = set()
+    waiting = [layer]
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, keras.layers.Layer):
+            yield item
+            waiting.extend(vars(item).values())
+        elif isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            waiting.extend(item)
+
+
+def _is_fresh(layer: Any) -> bool:
+    """Whether a BatchNorm layer still has its initial statistics, so that there is nothing to preserve."""
+    mean, variance = np.asarray(layer.moving_mean), np.asarray(layer.moving_variance)
+    return bool(np.all(mean == 0) and np.all(variance == 1))
+
+
+#: What `trainable=False` doesn't stop, though "frozen" is taken to mean it does. Each has its strength in a public attribute.
+_NOISE = {
+    keras.layers.Dropout: "rate",
+    keras.layers.SpatialDropout1D: "rate",
+    keras.layers.SpatialDropout2D: "rate",
+    keras.layers.SpatialDropout3D: "rate",
+    keras.layers.AlphaDropout: "rate",
+    keras.layers.GaussianDropout: "rate",
+    keras.layers.GaussianNoise: "stddev",
+}
+
+
+def _noise_attribute(layer: Any) -> str | None:
+    return next((name for kind, name in _NOISE.items() if isinstance(layer, kind)), None)
+
+
+def resolve(model: Any, phase: Phase, *, batch_norm: str) -> PhasePlan:
+    """What `phase` means for `model`, without changing it.
+
+    Args:
+        model: A built model.
+        phase: The phase.
+        batch_norm: `freeze`: BatchNorm keeps its statistics and its weights even where its neighbours train; one that still has
+            its initial statistics adapts, for it has none to keep. `adapt`: BatchNorm trains with the layers selected.
+
+    Raises:
+        ModelError: when the phase selects nothing.
+    """
+    chosen = set(phase.train.resolve(model))
+    leaves = list(leaf_layers(model))
+    rows: list[ResolvedLayer] = []
+    frozen_after = False
+    # Backwards, because dropout belongs to the part that comes after it: dropout in front of a frozen layer is frozen too.
+    for path, layer in reversed(leaves):
+        trained = path in chosen and bool(layer.weights)
+        mode = ""
+        if isinstance(layer, keras.layers.BatchNormalization):
+            adapts = trained and (batch_norm == "adapt" or _is_fresh(layer))
+            mode = "adapts" if adapts else "frozen"
+            trained = adapts
+        if layer.weights and not isinstance(layer, keras.layers.BatchNormalization):
+            frozen_after = not trained
+        rows.append(
+            ResolvedLayer(
+                path=path,
+                layer=layer,
+                trained=trained,
+                batch_norm=mode,
+                silenced=frozen_after and _noise_attribute(layer) is not None,
+                parameters=int(sum(np.prod(weight.shape) for weight in layer.weights)),
+                shape=_shape(layer),
+            )
+        )
+    return PhasePlan(phase=phase, layers=tuple(reversed(rows)))
+
+
+def _shape(layer: Any) -> str:
+    try:
+        return " + ".join(str(tuple(tensor.shape[1:])) for tensor in keras.tree.flatten(layer.output))
+    except (AttributeError, ValueError):  # layers of a subclassed model keep no symbolic output
+        return "?"
+
+
+def freeze_digest(plan: PhasePlan) -> dict[str, str]:
+    """For each layer the phase freezes, the SHA-256 of its weights' bytes, BatchNorm statistics among them."""
+    digests = {}
+    for row in plan.layers:
+        if not row.trained and row.layer.weights:
+            digest = hashlib.sha256()
+            for weight in row.layer.weights:
+                digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(weight)).tobytes())
+            digests[row.path] = digest.hexdigest()
+    return digests
+
+
+@contextlib.contextmanager
+def in_effect(model: Any, plan: PhasePlan, *, batch_norm: str) -> Iterator[None]:
+    """Freezes and silences what the phase says for the time of the block, which must compile the model anew.
+
+    At the end dropout gets its rate back; the `trainable` flags stay as the phase set them, to agree with what was compiled.
+
+    Raises:
+        TrainingError: at the end, when a frozen weight has changed.
+    """
+    model.trainable = True
+    leaf_weights: set[int] = set()
+    for row in plan.layers:
+        row.layer.trainable = row.trained
+        leaf_weights.update(id(weight) for weight in row.layer.weights)
+        if row.trained and batch_norm == "freeze":
+            for part in parts_of(row.layer):
+                if isinstance(part, keras.layers.BatchNormalization) and part is not row.layer and not _is_fresh(part):
+                    part.trainable = False
+    if any(not row.trained and row.layer.weights for row in plan.layers):
+        # Weights that a subclassed model keeps beside its layers follow the phase as a whole: they train when everything does.
+        for weight in model.trainable_weights:
+            if id(weight) not in leaf_weights:
+                weight.trainable = False
+    silenced = _silence(plan)
+    before = freeze_digest(plan)
+    try:
+        yield
+    finally:
+        for layer, name, value in silenced:
+            setattr(layer, name, value)
+    after = freeze_digest(plan)
+    changed = [path for path, digest in before.items() if after[path] != digest]
+    if changed:
+        raise TrainingError(
+            f"Training the phase {plan.phase.name!r} with {len(before)} layers frozen.",
+            found=f"the weights of {shorten(changed)} changed all the same",
+            cause="a callback, a custom train_step or a layer that writes its own weights changed them",
+            fix="select them in the phase's train=, or leave them alone in the code that wrote them",
+        )
+
+
+def _silence(plan: PhasePlan) -> list[tuple[Any, str, float]]:
+    """Turns off the dropout of what is frozen; gives what is needed to turn it on again."""
+    changed = []
+    for row in plan.layers:
+        frozen_block = not row.trained and bool(row.layer.weights)
+        parts = parts_of(row.layer) if frozen_block else [row.layer] if row.silenced else []
+        for part in parts:
+            name = _noise_attribute(part)
+            if name is not None:
+                changed.append((part, name, getattr(part, name)))
+                setattr(part, name, 0.0)
+    return changed

@@ -1,0 +1,91 @@
+"""`Run`: what a fine-tuning did, phase by phase, on one epoch axis. Imports the standard library and `_table` only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transferkit._table import Table
+
+__all__ = ["PhaseRecord", "Run"]
+
+
+@dataclass(frozen=True)
+class PhaseRecord:
+    """What one phase did.
+
+    Args:
+        name: The phase.
+        epochs: How many epochs it ran.
+        planned: How many it might have run.
+        trained_parameters: How many numbers trained.
+        seconds: How long it took.
+    """
+
+    name: str
+    epochs: int
+    planned: int
+    trained_parameters: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `FineTuner.fit` did.
+
+    Args:
+        history: Name of a loss or metric → its value after each epoch, over all phases.
+        phases: The phases in order.
+        seed: What the order of the data and every random choice followed from; give it to `fit` for the same run again.
+        placement: The devices, in words.
+        notes: What the user should know of it.
+    """
+
+    history: Mapping[str, Sequence[float]]
+    phases: tuple[PhaseRecord, ...]
+    seed: int
+    placement: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs all phases ran together."""
+        return sum(phase.epochs for phase in self.phases)
+
+    def _table(self) -> Table:
+        names = list(self.history)
+        rows = []
+        end = 0
+        for phase in self.phases:
+            end += phase.epochs
+            figures = [f"{self.history[name][end - 1]:.4g}" if 0 < end <= len(self.history[name]) else "–" for name in names]
+            ran = f"{phase.epochs}/{phase.planned}"
+            rows.append((phase.name, ran, f"{phase.trained_parameters:,}", f"{phase.seconds:.1f}", *figures))
+        return Table(
+            columns=("phase", ">epochs", ">parameters trained", ">seconds", *(f">{name}" for name in names)),
+            rows=rows,
+            title=f"Fine-tuned for {self.epochs} epochs on {self.placement or 'one device'}, seed {self.seed}",
+            notes=self.notes,
+        )
+
+    def __str__(self) -> str:
+        return str(self._table())
+
+    def _repr_html_(self) -> str:
+        return self._table().to_html()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The run as plain lists and dicts."""
+        return {
+            "history": {name: list(values) for name, values in self.history.items()},
+            "phases": [vars(phase) for phase in self.phases],
+            "seed": self.seed,
+            "placement": self.placement,
+            "notes": list(self.notes),
+        }
+
+    def to_json(self) -> str:
+        """The run as JSON text."""
+        return json.dumps(self.to_dict(), indent=1)
