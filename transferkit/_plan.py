@@ -202,6 +202,12 @@ class Plan:
         object.__setattr__(new, "_steps", (*self._steps, link))
         return new
 
+    def _bound(self, step: Step) -> dict[str, Any]:
+        """The arguments of a step by their parameters' names, defaults filled in."""
+        bound = inspect.signature(getattr(type(self), step.name)).bind(self, *step.positional, **step.arguments)
+        bound.apply_defaults()
+        return dict(list(bound.arguments.items())[1:])
+
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} is a frozen value; its methods give a new one")
 

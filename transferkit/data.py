@@ -14,7 +14,7 @@ import numpy as np
 from transferkit._keras import keras, tf
 from transferkit.errors import DataError
 
-__all__ = ["Batch", "batches"]
+__all__ = ["Batch", "as_batch", "batches", "is_arrays", "row_count", "rows_of"]
 
 
 class Batch(NamedTuple):
@@ -73,7 +73,7 @@ def batches(data: Any, *, batch_size: int = 32) -> Iterator[Batch]:
         DataError: when the parts differ in length, or `data` is nothing that can be read.
     """
     if is_arrays(data):
-        rows = _rows(data)
+        rows = row_count(data)
         for start in range(0, rows, batch_size):
             yield as_batch(rows_of(data, slice(start, start + batch_size)))
     elif isinstance(data, keras.utils.PyDataset):
@@ -95,8 +95,12 @@ def batches(data: Any, *, batch_size: int = 32) -> Iterator[Batch]:
         )
 
 
-def _rows(parts: Any) -> int:
-    """The number of rows that all arrays share."""
+def row_count(parts: Any) -> int:
+    """The number of rows that all arrays of in-memory data share.
+
+    Raises:
+        DataError: when they don't.
+    """
     counts = {
         int(leaf.shape[0]) if len(leaf.shape) else -1 for part in parts if part is not None for leaf in tf.nest.flatten(part)
     }

@@ -6,7 +6,6 @@ What `build` gives is a plain functional `keras.Model`. May import Keras and the
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, final
 
@@ -244,7 +243,7 @@ class ModelBuilder(Plan):
         """The names of the classes of the last head, or () where only their number was given."""
         for step in reversed(self._steps):
             if step.name in ("classifier", "multi_label"):
-                classes = step.positional[0] if step.positional else next(iter(step.arguments.values()))
+                classes = next(iter(self._bound(step).values()))
                 return classes if isinstance(classes, tuple) else ()
         return ()
 
@@ -265,7 +264,7 @@ class ModelBuilder(Plan):
             keras.utils.set_random_seed(seed)
         line = _Line(self._start)
         for step in self._steps:
-            line.add(step)
+            line.add(step, self._bound(step))
         return line.finish(name)
 
 
@@ -290,8 +289,7 @@ class _Line:
         self.counts[kind] = number + 1
         return kind if number == 0 else f"{kind}_{number}"
 
-    def add(self, step: Step) -> None:
-        arguments = _bind(step)
+    def add(self, step: Step, arguments: dict[str, Any]) -> None:
         try:
             result = getattr(self, f"_{step.name}")(**arguments)
         except (ModelError, PlanError):
@@ -425,15 +423,6 @@ class _Line:
             tensor = keras.layers.Identity(name=name)(self.current)
         self.outputs[name] = tensor
         self.points[name] = tensor
-
-
-def _bind(step: Step) -> dict[str, Any]:
-    """The arguments of a step by name, defaults filled in."""
-    bound = inspect.signature(getattr(ModelBuilder, step.name)).bind(None, *step.positional, **step.arguments)
-    bound.apply_defaults()
-    arguments = dict(bound.arguments)
-    del arguments["self"]
-    return arguments
 
 
 def _fresh(value: Any, *, call: bool = False) -> Any:

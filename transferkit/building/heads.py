@@ -19,13 +19,13 @@ class Head:
     Args:
         output: The output's name, or its position as text.
         layer: The last layer with weights on the way to the output.
-        units: The size of the output's last axis.
+        shape: The output's shape without the batch; an axis that isn't fixed is None.
         activation: The name of the activation the output went through (`linear`, `softmax`, `sigmoid`, or the user's own).
     """
 
     output: str
     layer: Any
-    units: int
+    shape: tuple[int | None, ...]
     activation: str
 
 
@@ -168,16 +168,14 @@ def _head(output: str, layers: list[Any], last: Any) -> Head:
     while _passes_through(ending) and index > 0:
         index -= 1
         ending = layers[index]
-    units = _width(last)
-    return Head(output=output, layer=layer, units=units, activation=_activation_of(ending))
+    return Head(output=output, layer=layer, shape=_shape(last), activation=_activation_of(ending))
 
 
-def _width(layer: Any) -> int:
+def _shape(layer: Any) -> tuple[int | None, ...]:
     try:
-        shape = keras.tree.flatten(layer.output)[0].shape
-        return int(shape[-1] or 0)
+        return tuple(keras.tree.flatten(layer.output)[0].shape[1:])
     except (AttributeError, ValueError):  # a subclassed model's layers keep no symbolic output
-        return int(getattr(layer, "units", 0))
+        return (getattr(layer, "units", None),)
 
 
 def head_layers(model: Any) -> list[Any]:

@@ -55,6 +55,7 @@ class ResolvedLayer:
         silenced: Whether its dropout or noise is off, because what comes after it is frozen.
         parameters: How many numbers its weights hold.
         shape: Of its output, as text.
+        frozen_parts: The BatchNorm layers within it that stay frozen though it trains.
     """
 
     path: str
@@ -64,6 +65,7 @@ class ResolvedLayer:
     silenced: bool
     parameters: int
     shape: str
+    frozen_parts: tuple[Any, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,12 @@ def _is_fresh(layer: Any) -> bool:
     return bool(np.all(mean == 0) and np.all(variance == 1))
 
 
+def _frozen_parts(layer: Any) -> tuple[Any, ...]:
+    """The BatchNorm layers within a block of the user's that have statistics to keep."""
+    normalisations = (part for part in parts_of(layer) if isinstance(part, keras.layers.BatchNormalization))
+    return tuple(part for part in normalisations if part is not layer and not _is_fresh(part))
+
+
 #: What `trainable=False` doesn't stop, though "frozen" is taken to mean it does. Each has its strength in a public attribute.
 _NOISE = {
     keras.layers.Dropout: "rate",
@@ -177,6 +185,7 @@ def resolve(model: Any, phase: Phase, *, batch_norm: str) -> PhasePlan:
                 silenced=frozen_after and _noise_attribute(layer) is not None,
                 parameters=int(sum(np.prod(weight.shape) for weight in layer.weights)),
                 shape=_shape(layer),
+                frozen_parts=_frozen_parts(layer) if trained and batch_norm == "freeze" else (),
             )
         )
     return PhasePlan(phase=phase, layers=tuple(reversed(rows)))
@@ -202,7 +211,7 @@ def freeze_digest(plan: PhasePlan) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def in_effect(model: Any, plan: PhasePlan, *, batch_norm: str) -> Iterator[None]:
+def in_effect(model: Any, plan: PhasePlan) -> Iterator[None]:
     """Freezes and silences what the phase says for the time of the block, which must compile the model anew.
 
     At the end dropout gets its rate back; the `trainable` flags stay as the phase set them, to agree with what was compiled.
@@ -215,10 +224,8 @@ def in_effect(model: Any, plan: PhasePlan, *, batch_norm: str) -> Iterator[None]
     for row in plan.layers:
         row.layer.trainable = row.trained
         leaf_weights.update(id(weight) for weight in row.layer.weights)
-        if row.trained and batch_norm == "freeze":
-            for part in parts_of(row.layer):
-                if isinstance(part, keras.layers.BatchNormalization) and part is not row.layer and not _is_fresh(part):
-                    part.trainable = False
+        for part in row.frozen_parts:
+            part.trainable = False
     if any(not row.trained and row.layer.weights for row in plan.layers):
         # Weights that a subclassed model keeps beside its layers follow the phase as a whole: they train when everything does.
         for weight in model.trainable_weights:
@@ -229,7 +236,7 @@ def in_effect(model: Any, plan: PhasePlan, *, batch_norm: str) -> Iterator[None]
     try:
         yield
     finally:
-        for layer, name, value in silenced:
+        for layer, name, value in reversed(silenced):  # a shared layer stands here twice: its first value is the real one
             setattr(layer, name, value)
     after = freeze_digest(plan)
     changed = [path for path, digest in before.items() if after[path] != digest]

@@ -1,0 +1,208 @@
+"""Runs resolved phases on a model with Keras's own `fit`, as one training: one epoch axis, one history, one start and one end
+for callbacks."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from transferkit._keras import keras
+from transferkit.data import is_arrays, row_count
+from transferkit.errors import TrainingError
+from transferkit.tuning.feeding import epoch_order, ordered_dataset
+from transferkit.tuning.objectives import Objective
+from transferkit.tuning.phases import PhasePlan, in_effect
+from transferkit.tuning.run import PhaseRecord
+
+__all__ = ["Job", "run_phases", "seed_model"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that `run_phases` needs beside the model and the phases.
+
+    Args:
+        data: What `fit` takes, checked.
+        validation: The same, or None.
+        objective: Loss and metrics.
+        make_optimizer: Gives a fresh optimizer for a learning rate (None: its own).
+        make_callbacks: Gives fresh callbacks of the plan's for one phase.
+        callbacks: The user's.
+        batch_size: Rows in a batch of in-memory data.
+        seed: Of the run.
+        class_weight: As `fit` takes it.
+        steps_per_epoch: As `fit` takes it.
+        validation_steps: As `fit` takes it.
+        verbose: As `fit` takes it.
+    """
+
+    data: Any
+    validation: Any
+    objective: Objective
+    make_optimizer: Callable[[float | None], Any]
+    make_callbacks: Callable[[], list[Any]]
+    callbacks: Sequence[Any]
+    batch_size: int
+    seed: int
+    class_weight: Any = None
+    steps_per_epoch: int | None = None
+    validation_steps: int | None = None
+    verbose: Any = "auto"
+
+
+@dataclass
+class _Epoch:
+    """The epoch the run is at, for the data's order."""
+
+    number: int = 0
+    history: dict[str, list[float]] = field(default_factory=dict)
+
+
+class _PhaseCallbacks(keras.callbacks.CallbackList):
+    """The callbacks of one phase; the user's see one training, begun in the first phase and ended in the last."""
+
+    callbacks: list[Any]
+
+    def __init__(self, own: list[Any], users: Sequence[Any], *, first: bool, last: bool, **settings: Any) -> None:
+        super().__init__([*own, *users], add_history=True, **settings)
+        self._users = {id(callback) for callback in users}
+        self._first, self._last = first, last
+
+    def _only(self, users_too: bool) -> list[Any]:
+        return [item for item in self.callbacks if users_too or id(item) not in self._users]
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        everyone, self.callbacks = self.callbacks, self._only(self._first)
+        try:
+            super().on_train_begin(logs)
+        finally:
+            self.callbacks = everyone
+
+    def on_train_end(self, logs: Any = None) -> None:
+        everyone, self.callbacks = self.callbacks, self._only(self._last)
+        try:
+            super().on_train_end(logs)
+        finally:
+            self.callbacks = everyone
+
+
+class _Watch(keras.callbacks.Callback):
+    """Tells the data which epoch begins, and keeps the history over all phases."""
+
+    def __init__(self, state: _Epoch) -> None:
+        super().__init__()
+        self._state = state
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        del logs
+        self._state.number = epoch
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        del epoch
+        for name, value in (logs or {}).items():
+            self._state.history.setdefault(name, []).append(float(np.asarray(value)))
+
+
+def seed_model(model: Any, seed: int) -> None:
+    """Sets every random state within the model (dropout, augmentation) from `seed`, each to one of its own."""
+    states = [variable for variable in model.variables if variable.path.endswith("seed_generator_state")]
+    numbers = np.random.Generator(np.random.Philox(key=[seed, 2**62])).integers(0, 2**31 - 1, size=len(states))
+    for state, number in zip(states, numbers, strict=True):
+        state.assign(np.array([number, 0], dtype=keras.backend.standardize_dtype(state.dtype)))
+
+
+def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[str, list[float]], list[PhaseRecord]]:
+    """Trains the model, phase after phase. Changes its weights, its `trainable` flags and what it is compiled with.
+
+    Returns:
+        The history over all phases, and what each phase did.
+
+    Raises:
+        TrainingError: when the loss stops being finite, or a frozen weight changes.
+    """
+    state = _Epoch()
+    records: list[PhaseRecord] = []
+    source, source_arguments = _source(job, state)
+    seed_model(model, job.seed)
+    begun = 0
+    for index, plan in enumerate(plans):
+        with in_effect(model, plan):
+            model.compile(
+                optimizer=job.make_optimizer(plan.phase.learning_rate),
+                loss=job.objective.loss,
+                loss_weights=job.objective.loss_weights,
+                metrics=_fresh_metrics(job.objective.metrics),
+            )
+            if job.verbose:
+                print(f"Phase {plan.phase.name!r}: {plan.trained_parameters:,} parameters train")
+            started = time.perf_counter()
+            model.fit(
+                source,
+                epochs=begun + plan.phase.epochs,
+                initial_epoch=begun,
+                callbacks=_PhaseCallbacks(
+                    [_Watch(state), *job.make_callbacks()],
+                    job.callbacks,
+                    first=index == 0,
+                    last=index == len(plans) - 1,
+                    add_progbar=job.verbose != 0,
+                    verbose=job.verbose,
+                    epochs=begun + plan.phase.epochs,
+                    steps=job.steps_per_epoch or _steps(source),
+                    model=model,
+                ),
+                validation_data=job.validation,
+                class_weight=job.class_weight,
+                verbose=job.verbose,
+                **source_arguments,
+            )
+            seconds = time.perf_counter() - started
+        ran = len(model.history.epoch)
+        losses = model.history.history.get("loss", [0.0])
+        if losses and not math.isfinite(losses[-1]):
+            raise TrainingError(
+                f"Training the phase {plan.phase.name!r}.",
+                found=f"a loss of {losses[-1]} in epoch {begun + ran}; the weights are no good any more",
+                cause="a learning rate that is too high, or labels far outside what the head gives",
+                fix="train again from the loaded weights with a lower learning_rate",
+            )
+        records.append(PhaseRecord(plan.phase.name, ran, plan.phase.epochs, plan.trained_parameters, seconds))
+        begun += ran
+    return state.history, records
+
+
+def _fresh_metrics(metrics: Any) -> Any:
+    """Metrics keep state in variables of their own, so each phase compiles with new ones."""
+    return keras.tree.map_structure(
+        lambda item: type(item).from_config(item.get_config()) if isinstance(item, keras.metrics.Metric) else item, metrics
+    )
+
+
+def _source(job: Job, state: _Epoch) -> tuple[Any, dict[str, Any]]:
+    """The training data as `fit` gets it, and the arguments that go with it."""
+    if not is_arrays(job.data):
+        arguments = {"steps_per_epoch": job.steps_per_epoch, "validation_steps": job.validation_steps}
+        # Keras shuffles the batches of a PyDataset; anything else that gives batches comes in its own order.
+        return job.data, {**arguments, "shuffle": isinstance(job.data, keras.utils.PyDataset)}
+    rows = row_count(job.data)
+    dataset = ordered_dataset(
+        job.data, batch_size=job.batch_size, order=lambda: epoch_order(rows, seed=job.seed, epoch=state.number)
+    )
+    return dataset, {"validation_batch_size": job.batch_size, "shuffle": False}
+
+
+def _steps(source: Any) -> int | None:
+    """How many batches one epoch has, where that can be told."""
+    if isinstance(source, keras.utils.PyDataset):
+        batches: int | None = source.num_batches
+        return batches
+    cardinality = getattr(source, "cardinality", None)
+    if cardinality is None:
+        return None
+    count = int(cardinality())
+    return count if count >= 0 else None

@@ -1,0 +1,126 @@
+"""The loss and the metrics of a fine-tuning: those given, those the model was compiled with, or those that head and labels call
+for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from transferkit._keras import keras
+from transferkit.building.heads import Head
+from transferkit.errors import DataError, ModelError
+from transferkit.tasks import Task, task_of
+
+__all__ = ["Objective", "objective_of"]
+
+_METRICS = {
+    "binary": ["accuracy"],
+    "multiclass-sparse": ["accuracy"],
+    "multiclass-onehot": ["accuracy"],
+    "multilabel": ["binary_accuracy"],
+    "regression": ["mae"],
+}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a model is compiled with.
+
+    Args:
+        loss: A loss, or a list or dict of one for each output; None for a model that has its own `train_step`.
+        loss_weights: The outputs' weights in the sum, or None.
+        metrics: Metrics, in the structure of the losses.
+        reason: Where the loss comes from, in words.
+    """
+
+    loss: Any
+    loss_weights: Any
+    metrics: Any
+    reason: str
+
+
+def objective_of(model: Any, heads: Sequence[Head], labels: Any, *, loss: Any, loss_weights: Any, metrics: Any) -> Objective:
+    """Settles loss and metrics.
+
+    Args:
+        model: A built model.
+        heads: Its heads.
+        labels: The labels of all rows, or of the first batch, in the structure `fit` takes.
+        loss: The loss of the plan, fresh; or None.
+        loss_weights: The weights of the plan, or None.
+        metrics: The metrics of the plan, fresh; or None.
+
+    Raises:
+        DataError: when labels and heads don't fit, or fit in more than one way.
+    """
+    if loss is not None:
+        return Objective(loss, loss_weights, _given_or_default(metrics, labels), "given in the plan")
+    if getattr(model, "compiled", False) and getattr(model, "loss", None) is not None:
+        weights = loss_weights if loss_weights is not None else getattr(model, "loss_weights", None)
+        return Objective(model.loss, weights, metrics if metrics is not None else _compiled_metrics(model), "the model's own")
+    if labels is None and type(model).train_step is not keras.Model.train_step:
+        return Objective(None, None, metrics, "the model's own train_step")
+    tasks = _tasks(heads, labels)
+    losses = {name: getattr(keras.losses, task.loss)(**task.loss_arguments) for name, task in tasks.items()}
+    chosen = {name: _METRICS[task.kind] for name, task in tasks.items()}
+    words = "; ".join(f"{name}: {task}" if len(tasks) > 1 else str(task) for name, task in tasks.items())
+    return Objective(
+        loss=_like(labels, losses),
+        loss_weights=loss_weights,
+        metrics=metrics if metrics is not None else _like(labels, chosen),
+        reason=f"follows from head and labels ({words})",
+    )
+
+
+def _given_or_default(metrics: Any, labels: Any) -> Any:
+    """The metrics; for a loss of the user's on one output of classes, accuracy is a fair default, and otherwise none is."""
+    if metrics is not None or isinstance(labels, (Mapping, list, tuple)) or labels is None:
+        return metrics
+    return ["accuracy"] if np.asarray(labels).dtype.kind in "biu" else None
+
+
+def _compiled_metrics(model: Any) -> Any:
+    try:
+        config = model.get_compile_config() or {}
+        return keras.saving.deserialize_keras_object(config.get("metrics"))
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"Keeping the metrics that the model {model.name!r} was compiled with.",
+            found=f"one that can't be made again from its configuration: {str(error).splitlines()[0]}",
+            fix="give them to the plan: .metrics(MyMetric())",
+        ) from error
+
+
+def _tasks(heads: Sequence[Head], labels: Any) -> dict[str, Task]:
+    if isinstance(labels, Mapping):
+        given = {head.output: labels[head.output] for head in heads if head.output in labels}
+    elif isinstance(labels, (list, tuple)):
+        given = {head.output: part for head, part in zip(heads, labels, strict=False)}
+    else:
+        given = {heads[0].output: labels} if len(heads) == 1 else {}
+    missing = [head.output for head in heads if head.output not in given]
+    if missing:
+        raise DataError(
+            f"Matching labels to the {len(heads)} outputs of a model.",
+            found=[f"no labels for the output {name!r}" for name in missing],
+            fix="give a dict of labels by output name: {" + ", ".join(f"{head.output!r}: …" for head in heads) + "}",
+        )
+    return {
+        head.output: task_of(
+            given[head.output], output_shape=head.shape, activation=head.activation, output=head.output if len(heads) > 1 else ""
+        )
+        for head in heads
+    }
+
+
+def _like(labels: Any, by_output: dict[str, Any]) -> Any:
+    """Values by output in the structure of the labels, as `compile` wants them."""
+    if isinstance(labels, Mapping):
+        return by_output
+    if isinstance(labels, (list, tuple)):
+        return list(by_output.values())
+    (value,) = by_output.values()
+    return value
