@@ -1,3 +1,37 @@
-"""Transfer learning on `tf.keras`: build, load, fine-tune, evaluate."""
+"""Transfer learning on `tf.keras`: build, load, fine-tune, evaluate.
+
+The public names are loaded on first use, so that `import transferkit` costs milliseconds: TensorFlow comes with the first name
+that needs it. `_HOMES` says which module each name lives in; the block under `TYPE_CHECKING` says the same to type checkers and
+editors.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+from transferkit import errors
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["__version__", "errors"]
 
 __version__ = "0.1.0"
+
+#: Public name → the module that defines it. A name here is also in `__all__` and in the block above.
+_HOMES: Final[dict[str, str]] = {}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        hint = errors.did_you_mean(name, __all__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}", name=name, obj=None)
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value  # the next access no longer comes here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
