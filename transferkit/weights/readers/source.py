@@ -1,0 +1,152 @@
+"""The bytes of one file, opened once: a regular file only, told by the open descriptor, so nobody can exchange it in between.
+
+Plain arrays are handed out as read-only views of the mapped file: the caller's copy is then the only one. Before each view the
+size is asked of the open descriptor again, because a mapped file that was cut meanwhile would kill the process (SIGBUS).
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mmap
+import os
+import stat
+from collections.abc import Iterator
+
+from transferkit.errors import UnsafeFileError, WeightsFileError, WeightsNotFoundError
+
+__all__ = ["Source", "asked_of"]
+
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def asked_of(path: str | os.PathLike[str]) -> str:
+    """The first line of every message about the file."""
+    return f"Reading weights from {os.fspath(path)!r}."
+
+
+class Source:
+    """An open regular file that gives pieces of itself, each checked against its size.
+
+    Args:
+        path: The file; `~` stands for the home directory.
+
+    Raises:
+        WeightsNotFoundError: when there is none.
+        UnsafeFileError: when it is a pipe, a device or a socket.
+        WeightsFileError: when it is a directory, empty, or may not be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.path.expanduser(os.fspath(path))
+        asked = asked_of(path)
+        self._descriptor = -1
+        self._map: mmap.mmap | None = None
+        try:
+            # O_NONBLOCK: opening a pipe nobody writes to would wait for ever; regular files don't mind the flag.
+            flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+            self._descriptor = os.open(self.path, flags)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise WeightsNotFoundError(asked, found="no file at that path", fix=self._not_found_fix()) from error
+        except (OSError, ValueError) as error:
+            found = getattr(error, "strerror", None) or str(error)
+            raise WeightsFileError(
+                asked, found=f"the file can't be opened: {found}", fix="check the path and its rights"
+            ) from error
+        status = os.fstat(self._descriptor)
+        self.size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            kind = next((words for test, words in _KINDS if test(status.st_mode)), "no regular file")
+            self.close()
+            if kind == "a directory":
+                raise WeightsFileError(asked, found="a directory, not a file", fix="give the path of a file")
+            raise UnsafeFileError(asked, found=f"{kind}, not a regular file", fix="copy its content into a file first")
+        if not self.size:
+            self.close()
+            raise WeightsFileError(
+                asked, found="an empty file", cause="a download or a save that was cut off", fix="get the file again"
+            )
+
+    def _not_found_fix(self) -> str:
+        if "://" in self.path:
+            return "download the file first; transferkit opens local files only"
+        near = []
+        with contextlib.suppress(OSError):
+            near = sorted(os.listdir(os.path.dirname(self.path) or "."))[:8]
+        return (
+            f"check the path; its directory holds {', '.join(near)}"
+            if near
+            else "check the path; its directory isn't there either"
+        )
+
+    @property
+    def descriptor(self) -> int:
+        """The open file's descriptor."""
+        return self._descriptor
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._descriptor < 0
+
+    def _check(self, offset: int, length: int, what: str) -> None:
+        if self.closed:
+            raise WeightsFileError(asked_of(self.path), found="the archive is closed already", fix="read before it is closed")
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise WeightsFileError(
+                asked_of(self.path),
+                found=f"{what or 'a piece'} at byte {offset} of length {length} is past the end of the file, {self.size} bytes",
+                cause="the file was cut off or damaged",
+                fix="get the file again",
+            )
+        if os.fstat(self._descriptor).st_size < self.size:
+            raise WeightsFileError(
+                asked_of(self.path),
+                found=f"the file was {self.size} bytes when it was opened and is shorter now",
+                cause="another process is writing it",
+                fix="wait until the file is complete, and open it again",
+            )
+
+    def view(self, offset: int, length: int, what: str = "") -> memoryview:
+        """A read-only view of `length` bytes from `offset` on; no copy."""
+        self._check(offset, length, what)
+        if self._map is None:
+            self._map = mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_READ)
+        return memoryview(self._map)[offset : offset + length]
+
+    def bytes(self, offset: int, length: int, what: str = "") -> bytes:
+        """A copy of `length` bytes from `offset` on."""
+        return self.view(offset, length, what).tobytes()
+
+    def pieces(self, piece: int = 1 << 20) -> Iterator[memoryview]:
+        """The whole file, piece by piece."""
+        for offset in range(0, self.size, piece):
+            yield self.view(offset, min(piece, self.size - offset))
+
+    def verify_sha256(self, expected: str) -> None:
+        """Raises `UnsafeFileError` unless the file's SHA-256 is `expected` (64 hexadecimal digits)."""
+        digest = hashlib.sha256()
+        for piece in self.pieces():
+            digest.update(piece)
+        found = digest.hexdigest()
+        if found != expected.strip().lower():
+            raise UnsafeFileError(
+                asked_of(self.path),
+                found=f"its SHA-256 is {found}, expected {expected}",
+                cause="another version of the file, or a damaged or exchanged one",
+                fix="get the file again, or correct `sha256=` after checking where the file comes from",
+            )
+
+    def close(self) -> None:
+        """Releases the descriptor. Views already handed out keep the mapping until they are gone."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        self._map = None
