@@ -13,14 +13,24 @@ from typing import TYPE_CHECKING, Any, Final
 from transferkit import errors
 
 if TYPE_CHECKING:
-    pass
+    from transferkit.building.builder import ModelBuilder as ModelBuilder
+    from transferkit.placement import Placement as Placement
+    from transferkit.tuning.layers import Layers as Layers
+    from transferkit.tuning.run import Run as Run
+    from transferkit.tuning.tuner import FineTuner as FineTuner
 
-__all__ = ["__version__", "errors"]
+__all__ = ["FineTuner", "Layers", "ModelBuilder", "Placement", "Run", "__version__", "errors"]
 
 __version__ = "0.1.0"
 
 #: Public name → the module that defines it. A name here is also in `__all__` and in the block above.
-_HOMES: Final[dict[str, str]] = {}
+_HOMES: Final[dict[str, str]] = {
+    "FineTuner": "transferkit.tuning.tuner",
+    "Layers": "transferkit.tuning.layers",
+    "ModelBuilder": "transferkit.building.builder",
+    "Placement": "transferkit.placement",
+    "Run": "transferkit.tuning.run",
+}
 
 
 def __getattr__(name: str) -> Any:
