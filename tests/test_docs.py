@@ -115,8 +115,7 @@ def test_blocks_are_found_with_their_lines(tmp_path: Path) -> None:
     [
         (
             "text\n```python\nx = 1\ny = x / 0\n```\n",
-            "page.md:3: the block fails\n"
-            '  File "page.md", line 4, in <module>\n    y = x / 0\n',
+            'page.md:3: the block fails\n  File "page.md", line 4, in <module>\n    y = x / 0\n',
         ),
         ("```python\nprint(1)\n```\n```output\n2\n```\n", "page.md:5: the page shows\n2\n\nbut the code prints\n1\n"),
         ("```output\n2\n```\n", "page.md:2: an output block without a Python block that ran before it"),

@@ -203,6 +203,7 @@ def copy_of(thing: Any) -> Any:
                 if thing.built:
                     copy.build_from_config(thing.get_build_config())
         copy.set_weights(thing.get_weights())
+        _settle(copy)
     except ModelError:
         raise
     except Exception as error:  # whatever a user's class raises when made again
@@ -213,6 +214,15 @@ def copy_of(thing: Any) -> Any:
             fix=f"give a function that makes the model with its weights: .layer(lambda: make_{thing.name}())",
         ) from error
     return copy
+
+
+def _settle(thing: Any) -> None:
+    """Lets layers that derive values from their weights (Normalization) derive them anew."""
+    if isinstance(thing, keras.Model):
+        for layer in thing.layers:
+            _settle(layer)
+    elif hasattr(thing, "finalize_state"):
+        thing.finalize_state()
 
 
 def _copy_layer(layer: Any) -> Any:

@@ -7,6 +7,7 @@ What `build` gives is a plain functional `keras.Model`. May import Keras and the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, ClassVar, final
 
 from typing_extensions import Self
@@ -63,7 +64,7 @@ class ModelBuilder(Plan):
         shapes = dict(input_shape) if isinstance(input_shape, Mapping) else {"input": input_shape}
         problems = []
         for name, shape in shapes.items():
-            if isinstance(shape, (str, int)) or not all(size is None or (isinstance(size, int) and size > 0) for size in shape):
+            if isinstance(shape, (str, int)) or not all(map(_is_size, shape)):
                 problems.append(f"the shape {shape!r} for the input {name!r}; sizes are whole numbers above 0, or None")
         if not shapes:
             problems.append("no input at all")
@@ -438,11 +439,15 @@ def _fresh_all(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _fresh(value) for key, value in options.items()}
 
 
+def _is_size(size: Any) -> bool:
+    return size is None or (isinstance(size, Integral) and not isinstance(size, bool) and size > 0)
+
+
 def _positive(asked: str, **values: Any) -> None:
     problems = [
         f"{name}={value!r}; it must be a whole number above 0"
         for name, value in values.items()
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1
+        if value is None or not _is_size(value)
     ]
     if problems:
         raise PlanError(f"{asked} was called.", found=problems)
@@ -450,8 +455,8 @@ def _positive(asked: str, **values: Any) -> None:
 
 def _count(classes: Any, asked: str, *, least: int) -> int:
     """How many classes were asked for, by number or by names."""
-    number = classes if isinstance(classes, int) else len(classes)
-    names = [] if isinstance(classes, int) else list(classes)
+    number = int(classes) if isinstance(classes, Integral) else len(classes)
+    names = [] if isinstance(classes, Integral) else list(classes)
     problems = []
     if isinstance(classes, str):
         problems.append(f"one text, {classes!r}, in place of a list of names")

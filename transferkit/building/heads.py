@@ -109,7 +109,8 @@ def _layer_names(outputs: Any) -> list[str]:
     """The layers that give the outputs; a configuration words one as [name, node, tensor], several as a structure of these."""
     if isinstance(outputs, (list, tuple)) and len(outputs) == 3 and isinstance(outputs[0], str):
         return [outputs[0]]
-    parts = outputs.values() if isinstance(outputs, dict) else outputs
+    # Keras takes the outputs of a dict in the order of their sorted names.
+    parts = [outputs[key] for key in sorted(outputs)] if isinstance(outputs, dict) else outputs
     return [name for part in parts for name in _layer_names(part)]
 
 

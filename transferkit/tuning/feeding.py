@@ -7,7 +7,6 @@ sorted by class are one class. Arrays are therefore ordered here: epoch `e` of a
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -141,7 +140,13 @@ def first_rows(data: Any, *, name: str) -> tuple[Batch, Any]:
     if first is None:
         raise empty
     # An iterator can be read once only: what was taken from it is put back in front.
-    return as_batch(first), itertools.chain([first], iterator) if iterator is data else data
+    return as_batch(first), _again(first, iterator) if iterator is data else data
+
+
+def _again(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    """A generator, because Keras takes no other kind of iterator."""
+    yield first
+    yield from rest
 
 
 def check_inputs(batch: Batch, model: Any, heads: list[Head], *, name: str) -> None:

@@ -126,6 +126,11 @@ class Layers:
         made: Layers = getattr(cls, kind)(*arguments)
         return made
 
+    @property
+    def is_everything(self) -> bool:
+        """Whether the selection is of every layer, whatever the model."""
+        return self._kind == "all" or (self._kind == "|" and any(item.is_everything for item in self._arguments))
+
     def resolve(self, model: Any) -> list[str]:
         """The paths of the selected layers in the model's order, nested models opened (`backbone/block_1_conv`).
 

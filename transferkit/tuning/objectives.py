@@ -25,6 +25,11 @@ _METRICS = {
 }
 
 
+#: The name of losses chosen here: a model that an earlier fit compiled with one has no loss of its own, and other labels may call
+#: for another.
+_INFERRED = "inferred_from_labels"
+
+
 @dataclass(frozen=True)
 class Objective:
     """What a model is compiled with.
@@ -58,13 +63,13 @@ def objective_of(model: Any, heads: Sequence[Head], labels: Any, *, loss: Any, l
     """
     if loss is not None:
         return Objective(loss, loss_weights, _given_or_default(metrics, labels), "given in the plan")
-    if getattr(model, "compiled", False) and getattr(model, "loss", None) is not None:
+    if getattr(model, "compiled", False) and getattr(model, "loss", None) is not None and not _is_inferred(model.loss):
         weights = loss_weights if loss_weights is not None else getattr(model, "loss_weights", None)
         return Objective(model.loss, weights, metrics if metrics is not None else _compiled_metrics(model), "the model's own")
     if labels is None and type(model).train_step is not keras.Model.train_step:
         return Objective(None, None, metrics, "the model's own train_step")
     tasks = _tasks(heads, labels)
-    losses = {name: getattr(keras.losses, task.loss)(**task.loss_arguments) for name, task in tasks.items()}
+    losses = {name: getattr(keras.losses, task.loss)(**task.loss_arguments, name=_INFERRED) for name, task in tasks.items()}
     chosen = {name: _METRICS[task.kind] for name, task in tasks.items()}
     words = "; ".join(f"{name}: {task}" if len(tasks) > 1 else str(task) for name, task in tasks.items())
     return Objective(
@@ -73,6 +78,10 @@ def objective_of(model: Any, heads: Sequence[Head], labels: Any, *, loss: Any, l
         metrics=metrics if metrics is not None else _like(labels, chosen),
         reason=f"follows from head and labels ({words})",
     )
+
+
+def _is_inferred(loss: Any) -> bool:
+    return all(getattr(item, "name", None) == _INFERRED for item in keras.tree.flatten(loss))
 
 
 def _given_or_default(metrics: Any, labels: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,15 +70,28 @@ class ResolvedLayer:
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """A phase resolved against a model."""
+    """A phase resolved against a model.
+
+    Args:
+        phase: The phase.
+        layers: Every layer, in the model's order.
+        own_weights: Weights that a subclassed model keeps beside its layers; they train when the phase trains everything.
+    """
 
     phase: Phase
     layers: tuple[ResolvedLayer, ...]
+    own_weights: tuple[Any, ...] = field(default=(), repr=False)
 
     @property
     def trained_parameters(self) -> int:
         """How many numbers train."""
-        return sum(row.parameters for row in self.layers if row.trained)
+        own = _count(self.own_weights) if self.phase.train.is_everything else 0
+        return own + sum(row.parameters for row in self.layers if row.trained)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model's weights hold."""
+        return _count(self.own_weights) + sum(row.parameters for row in self.layers)
 
     def table(self) -> Table:
         """The phase as a table, one row for each layer that has weights or changes its behaviour."""
@@ -88,13 +101,20 @@ class PhasePlan:
             for row in self.layers
             if row.parameters or row.silenced
         ]
-        total = sum(row.parameters for row in self.layers)
+        if self.own_weights:
+            trained = self.phase.train.is_everything
+            mode = "trained" if trained else "frozen"
+            rows.append(("(the model's own)", "", "", f"{_count(self.own_weights):,}", mode, rate if trained else "–"))
         return Table(
             columns=("layer", "class", "output", ">parameters", "in this phase", ">learning rate"),
             rows=rows,
             title=f"Phase {self.phase.name!r}: {self.phase.epochs} epochs, trains {self.phase.train!r}",
-            notes=(f"{self.trained_parameters:,} of {total:,} parameters train.",),
+            notes=(f"{self.trained_parameters:,} of {self.parameters:,} parameters train.",),
         )
+
+
+def _count(weights: Sequence[Any]) -> int:
+    return int(sum(np.prod(weight.shape) for weight in weights))
 
 
 def _mode(row: ResolvedLayer) -> str:
@@ -183,12 +203,14 @@ def resolve(model: Any, phase: Phase, *, batch_norm: str) -> PhasePlan:
                 trained=trained,
                 batch_norm=mode,
                 silenced=frozen_after and _noise_attribute(layer) is not None,
-                parameters=int(sum(np.prod(weight.shape) for weight in layer.weights)),
+                parameters=_count(layer.weights),
                 shape=_shape(layer),
                 frozen_parts=_frozen_parts(layer) if trained and batch_norm == "freeze" else (),
             )
         )
-    return PhasePlan(phase=phase, layers=tuple(reversed(rows)))
+    in_layers = {id(weight) for _, layer in leaves for weight in layer.weights}
+    own = tuple(weight for weight in model.weights if id(weight) not in in_layers)
+    return PhasePlan(phase=phase, layers=tuple(reversed(rows)), own_weights=own)
 
 
 def _shape(layer: Any) -> str:
@@ -200,14 +222,17 @@ def _shape(layer: Any) -> str:
 
 def freeze_digest(plan: PhasePlan) -> dict[str, str]:
     """For each layer the phase freezes, the SHA-256 of its weights' bytes, BatchNorm statistics among them."""
-    digests = {}
-    for row in plan.layers:
-        if not row.trained and row.layer.weights:
-            digest = hashlib.sha256()
-            for weight in row.layer.weights:
-                digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(weight)).tobytes())
-            digests[row.path] = digest.hexdigest()
+    digests = {row.path: _digest(row.layer.weights) for row in plan.layers if not row.trained and row.layer.weights}
+    if plan.own_weights and not plan.phase.train.is_everything:
+        digests["(the model's own)"] = _digest(plan.own_weights)
     return digests
+
+
+def _digest(weights: Sequence[Any]) -> str:
+    digest = hashlib.sha256()
+    for weight in weights:
+        digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(weight)).tobytes())
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -220,17 +245,13 @@ def in_effect(model: Any, plan: PhasePlan) -> Iterator[None]:
         TrainingError: at the end, when a frozen weight has changed.
     """
     model.trainable = True
-    leaf_weights: set[int] = set()
     for row in plan.layers:
         row.layer.trainable = row.trained
-        leaf_weights.update(id(weight) for weight in row.layer.weights)
         for part in row.frozen_parts:
             part.trainable = False
-    if any(not row.trained and row.layer.weights for row in plan.layers):
-        # Weights that a subclassed model keeps beside its layers follow the phase as a whole: they train when everything does.
-        for weight in model.trainable_weights:
-            if id(weight) not in leaf_weights:
-                weight.trainable = False
+    if not plan.phase.train.is_everything:
+        for weight in plan.own_weights:
+            weight.trainable = False
     silenced = _silence(plan)
     before = freeze_digest(plan)
     try:
