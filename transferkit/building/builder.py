@@ -440,7 +440,7 @@ def _fresh_all(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_size(size: Any) -> bool:
-    return size is None or (isinstance(size, Integral) and not isinstance(size, bool) and size > 0)
+    return size is None or (isinstance(size, Integral) and not isinstance(size, bool) and int(size) > 0)
 
 
 def _positive(asked: str, **values: Any) -> None:
