@@ -267,7 +267,7 @@ def check_sizes(path: str, arrays: Sequence[ArrayInfo], limits: Limits) -> None:
         largest = max(arrays, key=lambda info: info.nbytes)
         raise UnsafeFileError(
             asked_of(path),
-            found=f"arrays of {total} bytes, the largest {largest.name!r} of shape {largest.shape}; the limit is {limits.max_bytes}",
+            found=f"arrays of {total} bytes, the largest {largest.name!r} {largest.shape}; the limit is {limits.max_bytes}",
             fix="pass limits=Limits(max_bytes=…) if you trust the file",
         )
     if len(arrays) > limits.max_arrays:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from transferkit.errors import WeightsFileError
 from transferkit.weights.readers.archive import Archive, Limits
@@ -33,15 +34,14 @@ def open_archive(
         UnsafeFileError: when it asks for what a weights file must not.
     """
     limits = limits or Limits()
-    del trusted
     source = Source(path)
     try:
         if sha256 is not None:
             source.verify_sha256(sha256)
         if is_hdf5(source):
-            tree = open_hdf5(source, limits=limits)
+            tree = open_hdf5(source, limits=limits, trusted=trusted)
             if is_legacy_h5(tree):
-                return read_legacy_h5(source.path, tree, limits=limits)
+                return owning(read_legacy_h5(source.path, tree, limits=limits), source)
         raise WeightsFileError(
             asked_of(path),
             found=f"no known format: it starts with {source.bytes(0, min(8, source.size))!r}",
@@ -50,3 +50,14 @@ def open_archive(
     except BaseException:
         source.close()
         raise
+
+
+def owning(archive: Archive, source: Source) -> Archive:
+    """The archive with a `close` that also releases the file."""
+    inner = archive.close
+
+    def close() -> None:
+        inner()
+        source.close()
+
+    return replace(archive, close=close)

@@ -13,10 +13,11 @@ import mmap
 import os
 import stat
 from collections.abc import Iterator
+from typing import Protocol
 
 from transferkit.errors import UnsafeFileError, WeightsFileError, WeightsNotFoundError
 
-__all__ = ["Source", "asked_of"]
+__all__ = ["Memory", "Part", "Piece", "Source", "asked_of", "check_range"]
 
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -30,6 +31,27 @@ _KINDS = (
 def asked_of(path: str | os.PathLike[str]) -> str:
     """The first line of every message about the file."""
     return f"Reading weights from {os.fspath(path)!r}."
+
+
+class Piece(Protocol):
+    """Bytes that a reader takes its content from: a file, a part of one, or what was unpacked of one."""
+
+    path: str
+    size: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a whole file on the disk."""
+
+    @property
+    def descriptor(self) -> int:
+        """The open file's descriptor, -1 where there is none."""
+
+    def view(self, offset: int, length: int, what: str = "") -> memoryview:
+        """A read-only view of `length` bytes from `offset` on; no copy. `what` names it in messages."""
+
+    def bytes(self, offset: int, length: int, what: str = "") -> bytes:
+        """A copy of `length` bytes from `offset` on."""
 
 
 class Source:
@@ -47,6 +69,7 @@ class Source:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.path.expanduser(os.fspath(path))
         asked = asked_of(path)
+        self.whole = True
         self._descriptor = -1
         self._map: mmap.mmap | None = None
         try:
@@ -99,13 +122,7 @@ class Source:
     def _check(self, offset: int, length: int, what: str) -> None:
         if self.closed:
             raise WeightsFileError(asked_of(self.path), found="the archive is closed already", fix="read before it is closed")
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise WeightsFileError(
-                asked_of(self.path),
-                found=f"{what or 'a piece'} at byte {offset} of length {length} is past the end of the file, {self.size} bytes",
-                cause="the file was cut off or damaged",
-                fix="get the file again",
-            )
+        check_range(self, offset, length, what)
         if os.fstat(self._descriptor).st_size < self.size:
             raise WeightsFileError(
                 asked_of(self.path),
@@ -150,3 +167,66 @@ class Source:
             os.close(self._descriptor)
             self._descriptor = -1
         self._map = None
+
+
+class Part:
+    """A stretch of an open file, such as a member of a zip archive that isn't compressed.
+
+    Args:
+        source: The file.
+        offset: Where the stretch begins.
+        size: Its length in bytes.
+    """
+
+    whole = False
+    descriptor = -1
+
+    def __init__(self, source: Source, offset: int, size: int) -> None:
+        source.view(offset, size)
+        self.path, self.size = source.path, size
+        self._source, self._offset = source, offset
+
+    def view(self, offset: int, length: int, what: str = "") -> memoryview:
+        """A read-only view of `length` bytes from `offset` on; no copy."""
+        check_range(self, offset, length, what)
+        return self._source.view(self._offset + offset, length, what)
+
+    def bytes(self, offset: int, length: int, what: str = "") -> bytes:
+        """A copy of `length` bytes from `offset` on."""
+        return self.view(offset, length, what).tobytes()
+
+
+class Memory:
+    """Bytes in memory, such as an unpacked member of a zip archive.
+
+    Args:
+        path: The file they came from, for messages.
+        content: The bytes.
+    """
+
+    whole = False
+    descriptor = -1
+
+    def __init__(self, path: str, content: bytes | bytearray | memoryview) -> None:
+        self.path, self.size = path, len(content)
+        self._content = memoryview(content).toreadonly()
+
+    def view(self, offset: int, length: int, what: str = "") -> memoryview:
+        """A read-only view of `length` bytes from `offset` on; no copy."""
+        check_range(self, offset, length, what)
+        return self._content[offset : offset + length]
+
+    def bytes(self, offset: int, length: int, what: str = "") -> bytes:
+        """A copy of `length` bytes from `offset` on."""
+        return self.view(offset, length, what).tobytes()
+
+
+def check_range(piece: Piece, offset: int, length: int, what: str) -> None:
+    """Raises `WeightsFileError` unless the piece holds `length` bytes from `offset` on."""
+    if offset < 0 or length < 0 or offset + length > piece.size:
+        raise WeightsFileError(
+            asked_of(piece.path),
+            found=f"{what or 'a piece'} at byte {offset} of length {length} is past the end of the content, {piece.size} bytes",
+            cause="the file was cut off or damaged",
+            fix="get the file again",
+        )
