@@ -56,6 +56,7 @@ class H5Tree:
         groups: The attributes of each group by its path; the root is the empty path. A value is a `str`, a number, or a list.
         children: The names in each group, in the file's order.
         datasets: The datasets by path.
+        addresses: Where each object begins; what was made earlier mostly stands earlier.
         read: Gives the content of one dataset by path.
         close: Releases what reading holds.
     """
@@ -63,6 +64,7 @@ class H5Tree:
     groups: Mapping[str, Mapping[str, Any]]
     children: Mapping[str, tuple[str, ...]]
     datasets: Mapping[str, H5Dataset]
+    addresses: Mapping[str, int]
     read: Callable[[str], np.ndarray[Any, Any]] = field(repr=False)
     close: Callable[[], None] = field(repr=False)
 
@@ -132,7 +134,7 @@ def open_hdf5(piece: Piece, *, limits: Limits, trusted: bool = False) -> H5Tree:
             ) from error
         return _finished(content, dataset, piece.path)
 
-    return H5Tree(parsed.groups, parsed.children, datasets, read, close)
+    return H5Tree(parsed.groups, parsed.children, datasets, parsed.addresses, read, close)
 
 
 def refuse(path: str, dataset: H5Dataset) -> None:
@@ -179,7 +181,11 @@ def _from_listing(found: Mapping[str, Any], size: int) -> Parsed:
         raise HostileError(str(found["refused"]))
     if "damaged" in found:
         raise DamageError(str(found["damaged"]))
-    parsed = Parsed(groups=dict(found["groups"]), children={k: tuple(v) for k, v in found["children"].items()})
+    parsed = Parsed(
+        groups=dict(found["groups"]),
+        children={k: tuple(v) for k, v in found["children"].items()},
+        addresses=dict(found["addresses"]),
+    )
     extents = []
     for path, said in found["datasets"].items():
         dataset = H5Dataset(

@@ -97,7 +97,13 @@ def listing(file: Any, *, max_objects: int, max_metadata: int) -> dict[str, Any]
             if not isinstance(node.get(name, getlink=True), h5py.HardLink):
                 return {"refused": f"{inner} is a soft or external link"}
             todo.append((inner, node[name]))
-    return {"groups": groups, "children": children, "datasets": datasets, "attributes": attributes_of}
+    return {
+        "groups": groups,
+        "children": children,
+        "datasets": datasets,
+        "attributes": attributes_of,
+        "addresses": {path: address for address, path in seen.items()},
+    }
 
 
 def _answer(output: BinaryIO, content: bytes) -> None:

@@ -96,11 +96,12 @@ class H5Dataset:
 
 @dataclass
 class Parsed:
-    """What a file holds: the attributes of the groups, the names in each, and the datasets, all by path; the root is ``""``."""
+    """What a file holds: the attributes of the groups, the names in each, the datasets, and where each object begins, by path."""
 
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)
     children: dict[str, tuple[str, ...]] = field(default_factory=dict)
     datasets: dict[str, H5Dataset] = field(default_factory=dict)
+    addresses: dict[str, int] = field(default_factory=dict)
 
 
 def product(shape: tuple[int, ...]) -> int:
@@ -197,6 +198,7 @@ class _Parser:
             if address in seen:
                 raise HostileError(f"{path!r} and {seen[address] or '/'!r} are two names for one object")
             seen[address] = path
+            parsed.addresses[path] = address
             self.step()
             self.remember(len(path))
             messages = self.header(address)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from transferkit.errors import WeightsFileError
+from transferkit.errors import WeightsFileError, shorten
 from transferkit.weights.readers.archive import Archive, Limits
 from transferkit.weights.readers.hdf5 import is_hdf5, open_hdf5
-from transferkit.weights.readers.legacy_h5 import is_legacy_h5, read_legacy_h5
+from transferkit.weights.readers.keras_v3 import is_weights_h5, read_keras, read_sharded, read_weights_h5
+from transferkit.weights.readers.legacy_h5 import is_legacy_h5, json_object, read_legacy_h5
 from transferkit.weights.readers.source import Source, asked_of
+from transferkit.weights.readers.zipped import Zip
 
 __all__ = ["open_archive"]
 
@@ -38,21 +40,13 @@ def open_archive(
     try:
         if sha256 is not None:
             source.verify_sha256(sha256)
-        if is_hdf5(source):
-            tree = open_hdf5(source, limits=limits, trusted=trusted)
-            if is_legacy_h5(tree):
-                return owning(read_legacy_h5(source.path, tree, limits=limits), source)
-        raise WeightsFileError(
-            asked_of(path),
-            found=f"no known format: it starts with {source.bytes(0, min(8, source.size))!r}",
-            fix="give a file of Keras, TensorFlow, PyTorch, safetensors or NumPy",
-        )
+        return _owning(_open(source, limits, trusted), source)
     except BaseException:
         source.close()
         raise
 
 
-def owning(archive: Archive, source: Source) -> Archive:
+def _owning(archive: Archive, source: Source) -> Archive:
     """The archive with a `close` that also releases the file."""
     inner = archive.close
 
@@ -61,3 +55,37 @@ def owning(archive: Archive, source: Source) -> Archive:
         source.close()
 
     return replace(archive, close=close)
+
+
+def _open(source: Source, limits: Limits, trusted: bool) -> Archive:
+    head = source.bytes(0, min(8, source.size))
+    if is_hdf5(source):
+        tree = open_hdf5(source, limits=limits, trusted=trusted)
+        if is_legacy_h5(tree):
+            return read_legacy_h5(source.path, tree, limits=limits)
+        if is_weights_h5(tree):
+            return read_weights_h5(source.path, [("", tree)], limits=limits)
+        raise _unknown(source, f"an HDF5 file that holds {shorten(tree.children.get('', ()))}, and no Keras weights")
+    if head[:4] == b"PK\3\4":
+        archive = Zip(source, limits=limits)
+        if "config.json" in archive.members:
+            return read_keras(source, archive, limits=limits, trusted=trusted)
+        raise _unknown(source, f"a zip archive that holds {shorten(archive.members)}, and no weights known here")
+    if head.lstrip()[:1] == b"{":
+        return _open_index(source, limits, trusted)
+    raise _unknown(source, f"no known format; the file starts with {head!r}")
+
+
+def _open_index(source: Source, limits: Limits, trusted: bool) -> Archive:
+    if source.size > limits.max_metadata_bytes:
+        raise _unknown(source, f"JSON of {source.size} bytes, longer than the limit of {limits.max_metadata_bytes}")
+    index = json_object(source.path, "the file", source.bytes(0, source.size), limits) or {}
+    if "weight_map" in index:
+        return read_sharded(source, index, limits=limits, trusted=trusted)
+    raise _unknown(source, f"JSON with {shorten(index)}, which is no index of weights")
+
+
+def _unknown(source: Source, found: str) -> WeightsFileError:
+    return WeightsFileError(
+        asked_of(source.path), found=found, fix="give a weights file of Keras, TensorFlow, PyTorch, safetensors or NumPy"
+    )
