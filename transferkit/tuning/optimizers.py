@@ -1,0 +1,430 @@
+"""A rate, a weight decay and a penalty for each variable, around any Keras optimizer, the user's own too.
+
+`with_multipliers` gives an optimizer of the same class with the same settings, extended so that every variable is trained just
+as the plain optimizer with `learning_rate × multiplier` would train it: the rate given to `update_step` is scaled, and the rate
+of the weight decay with it. Scaling the gradients instead would do nothing under Adam and its kin, which are invariant to it.
+There stays one `learning_rate` for schedules and callbacks.
+
+`carry_over` moves an optimizer's state to the optimizer of the next phase. A variable that joins there has a step count of its
+own: under the common one Adam's bias correction would think its empty moments long since filled, and its first steps would be
+up to √((1 − β₁)² / (1 − β₂)) / (1 − β₁) times too large (Kingma & Ba 2015, section 3).
+
+The penalty `strength/2 · ‖w − w₀‖²` is that of L2-SP (Li, Grandvalet & Davoine, ICML 2018, equation 2), or plain L2 with
+w₀ = 0. It is added to the gradients, before they are clipped, so it works with any `train_step` and changes no layer.
+
+Imports `errors` and `_keras`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from transferkit._keras import keras, tf
+from transferkit.errors import ModelError, PlanError, TrainingError
+
+__all__ = ["Penalty", "PerVariable", "VariableOptions", "carry_over", "decays", "with_multipliers"]
+
+Variable: TypeAlias = Any  # keras.Variable, which has no types
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A pull on a variable: the gradient of `strength/2 · ‖w − w₀‖²`.
+
+    Args:
+        strength: Factor of the penalty, 0 or more.
+        to_start: Whether w₀ is the variable's value when the optimizer is built (L2-SP), or zero (plain L2).
+    """
+
+    strength: float
+    to_start: bool = False
+
+
+@dataclass(frozen=True)
+class VariableOptions:
+    """How one variable is trained.
+
+    Args:
+        multiplier: Factor on the learning rate.
+        decay: Whether the optimizer's weight decay applies.
+        penalty: The pull on the variable, if there is one.
+        origin: The optimizer step from which the variable's own steps count.
+    """
+
+    multiplier: float = 1.0
+    decay: bool = True
+    penalty: Penalty | None = None
+    origin: int = 0
+
+
+def decays(variable: Variable) -> bool:
+    """Whether weight decay applies by default: to matrices and kernels; not to biases, normalisation and embeddings.
+
+    Biases and scales have one axis in most layers; those of attention have two, so the name decides too.
+    """
+    name = variable.name.lower()
+    return len(variable.shape) > 1 and not any(part in name for part in ("bias", "gamma", "beta", "scale", "embedding"))
+
+
+def with_multipliers(
+    optimizer: Any,
+    variables: Sequence[Variable],
+    *,
+    multiplier: float | Callable[[Variable], float] = 1.0,
+    decay: bool | Callable[[Variable], bool] = decays,
+    penalty: Penalty | Callable[[Variable], Penalty | None] | None = None,
+) -> Any:
+    """An optimizer like `optimizer`, built on `variables`, with a rate for each of them.
+
+    With every multiplier 1, no penalty and `decay=True`, training is equal to the bit to that with `optimizer`. The new
+    optimizer is of a subclass of the given one's class, is saved and loaded with its model by Keras, and works with schedules,
+    clipping, EMA, gradient accumulation, loss scaling and `tf.distribute`. `optimizer` isn't changed, nor its state used.
+
+    Args:
+        optimizer: Any Keras optimizer that writes its rule in `update_step`; `LossScaleOptimizer` around one as well.
+        variables: The model's trainable variables, in the model's order.
+        multiplier: Factor on the learning rate, 0 or more: one for all, or a function of the variable.
+        decay: Whether the optimizer's weight decay (if it has one) applies: for all, or a function of the variable.
+        penalty: L2-SP or L2: for all, or a function of the variable.
+
+    Returns:
+        The optimizer, for `model.compile`.
+
+    Raises:
+        ModelError: when the optimizer can't be given rates of this kind.
+        PlanError: when a multiplier or a strength is negative or not finite.
+
+    Example:
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, name="body"), keras.layers.Dense(2, name="head")])
+        >>> head = {id(variable) for variable in model.get_layer("head").trainable_variables}
+        >>> optimizer = with_multipliers(
+        ...     keras.optimizers.Adam(1e-3), model.trainable_variables, multiplier=lambda v: 1.0 if id(v) in head else 0.1
+        ... )
+        >>> model.compile(optimizer, "mse")
+        >>> [options.multiplier for options in optimizer.options]
+        [0.1, 0.1, 1.0, 1.0]
+    """
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        inner = with_multipliers(optimizer.inner_optimizer, variables, multiplier=multiplier, decay=decay, penalty=penalty)
+        settings = {key: value for key, value in optimizer.get_config().items() if key != "inner_optimizer"}
+        outer = type(optimizer)(inner, **settings)
+        outer.build(list(variables))
+        return outer
+    kept = getattr(
+        optimizer, "_use_weight_decay", lambda _: True
+    )  # what `exclude_from_weight_decay` was told isn't in the config
+    options = tuple(
+        VariableOptions(
+            multiplier=float(multiplier(variable) if callable(multiplier) else multiplier),
+            decay=bool(decay(variable) if callable(decay) else decay) and bool(kept(variable)),
+            penalty=penalty(variable) if callable(penalty) else penalty,
+        )
+        for variable in variables
+    )
+    _check(optimizer, options)
+    new = _extended(optimizer, options, shapes=tuple(tuple(variable.shape) for variable in variables))
+    new.build(list(variables))
+    return new
+
+
+def _check(optimizer: Any, options: Sequence[VariableOptions]) -> None:
+    asked = f"Giving the optimizer {type(optimizer).__name__} a rate for each variable."
+    numbers = [o.multiplier for o in options] + [o.penalty.strength for o in options if o.penalty]
+    wrong = sorted({number for number in numbers if not (math.isfinite(number) and number >= 0)}, key=str)
+    if wrong:
+        raise PlanError(
+            asked,
+            found=f"multipliers or penalty strengths of {', '.join(map(repr, wrong))}",
+            fix="give finite numbers of 0 or more; to leave a layer as it is, freeze it",
+        )
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise ModelError(asked, found=f"a {type(optimizer).__name__}, which is no keras.optimizers.Optimizer")
+    kind = type(optimizer)
+    if kind.update_step is keras.optimizers.Optimizer.update_step:
+        raise ModelError(
+            asked,
+            found=f"{kind.__name__} has no `update_step` of its own",
+            cause="rates are scaled where Keras hands them to `update_step`, once for each variable",
+            fix="write the update rule in `update_step(gradient, variable, learning_rate)`, or give one of the optimizers inside",
+        )
+    if not hasattr(keras.optimizers.Optimizer, "_apply_weight_decay"):
+        raise ModelError(
+            asked,
+            found=f"Keras {keras.__version__} decays weights in a place of its own",
+            fix="install a version of Keras that this version of transferkit was tested with",
+        )
+
+
+_Mixed: Any = object  # the optimizer class beneath; `Any` because Keras has no types
+
+
+class PerVariable(_Mixed):
+    """What an optimizer of `with_multipliers` has more than its plain class.
+
+    One subclass is made for each optimizer class; all are saved under one name, with the plain optimizer inside the config.
+    """
+
+    _options: tuple[VariableOptions, ...] = ()
+    _shapes: tuple[tuple[int, ...], ...] = ()
+    _scale: float = 1.0
+    _origin: int = 0
+    _stepped: bool = False
+    _plain: Mapping[str, Any]
+    built: bool
+
+    @property
+    def options(self) -> tuple[VariableOptions, ...]:
+        """How each variable is trained, in the order of the variables the optimizer was built on."""
+        return tuple(self._options)
+
+    @property
+    def learning_rate(self) -> Any:
+        """The common learning rate; each variable's own is this times its multiplier."""
+        rate = super().learning_rate  # from the optimizer class this one is mixed into
+        return rate if self._scale == 1.0 else keras.ops.multiply(rate, self._scale)
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        keras.optimizers.Optimizer.learning_rate.fset(self, value)
+
+    @property
+    def iterations(self) -> Any:
+        """Steps taken; within a variable's update, those since it joined."""
+        steps = super().iterations
+        return steps if self._origin == 0 else keras.ops.subtract(steps, self._origin)
+
+    def build(self, variables: Sequence[Variable]) -> None:
+        if self.built:
+            return
+        variables = list(variables)
+        shapes = tuple(tuple(variable.shape) for variable in variables)
+        if shapes != self._shapes:
+            differing = [i for i, (a, b) in enumerate(zip(shapes, self._shapes, strict=False)) if a != b]
+            raise ModelError(
+                f"Building the optimizer {type(self).__name__} on {len(shapes)} variables.",
+                found=f"rates for {len(self._shapes)} variables"
+                + (f"; number {differing[0]} has another shape" if differing else ""),
+                cause="`trainable` was changed on some layer, or the model is another one",
+                fix="make the optimizer anew with `with_multipliers`, for the variables that are trained now",
+            )
+        undecayed = [variable for variable, options in zip(variables, self._options, strict=True) if not options.decay]
+        if undecayed:
+            self.exclude_from_weight_decay(var_list=undecayed)
+        super().build(variables)
+        # Past Keras's tracking, which would take the model's variables for the optimizer's own.
+        object.__setattr__(self, "_built_on", tuple(variables))
+        self._anchors = [
+            self.add_variable_from_reference(
+                variable, name="anchor", initializer=lambda _shape, dtype=None, v=variable: keras.ops.cast(v, dtype or v.dtype)
+            )
+            if options.penalty and options.penalty.to_start and options.penalty.strength
+            else None
+            for variable, options in zip(variables, self._options, strict=True)
+        ]
+        self.built = True
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Variable] | None = None) -> None:
+        grads = list(grads)
+        variables = None if trainable_variables is None else list(trainable_variables)
+        if variables is not None and not self.built:
+            self.build(variables)
+        if any(options.penalty for options in self._options):
+            known = self._built_on if variables is None else variables
+            grads = [self._penalised(grad, variable) for grad, variable in zip(grads, known, strict=True)]
+        self._stepped = False
+        super().apply(grads, variables)
+        scaled = any(options.multiplier != 1.0 for options in self._options)
+        # With accumulation most steps rightly update nothing.
+        if grads and scaled and not self._stepped and not self.gradient_accumulation_steps:
+            raise TrainingError(
+                f"Training with a rate for each variable under {type(self).__name__}.",
+                found="the optimizer applied gradients without calling `update_step`, so the rates had no effect",
+                fix="write the update rule in `update_step(gradient, variable, learning_rate)`",
+            )
+
+    def _penalised(self, grad: Any, variable: Variable) -> Any:
+        index = self._get_variable_index(variable)
+        penalty = self._options[index].penalty
+        if grad is None or penalty is None or not penalty.strength:
+            return grad
+        anchor = self._anchors[index]
+        away = variable if anchor is None else keras.ops.subtract(variable, anchor)
+        # Keras sums the gradients of all replicas, and divides them by the loss scale, after this.
+        strength = penalty.strength / tf.distribute.get_strategy().num_replicas_in_sync
+        strength *= self.loss_scale_factor or 1.0
+        pull = keras.ops.multiply(keras.ops.cast(strength, variable.dtype), away)
+        return keras.ops.add(tf.convert_to_tensor(grad), keras.ops.cast(pull, grad.dtype))
+
+    def update_step(self, gradient: Any, variable: Variable, learning_rate: Any) -> None:
+        options = self._options[self._get_variable_index(variable)]
+        rate = learning_rate if options.multiplier == 1.0 else keras.ops.multiply(learning_rate, options.multiplier)
+        self._stepped = True
+        self._origin = options.origin
+        try:
+            super().update_step(gradient, variable, rate)
+        finally:
+            self._origin = 0
+
+    def _apply_weight_decay(self, variables: Sequence[Variable]) -> None:
+        groups: dict[float, list[Variable]] = {}
+        for variable in variables:
+            groups.setdefault(self._options[self._get_variable_index(variable)].multiplier, []).append(variable)
+        try:
+            for scale, group in groups.items():
+                self._scale = scale
+                super()._apply_weight_decay(group)
+        finally:
+            self._scale = 1.0
+
+    def get_config(self) -> dict[str, Any]:
+        plain = {**self._plain, "config": super().get_config()}
+        return {
+            "optimizer": plain,
+            "options": [dataclasses.asdict(options) for options in self._options],
+            "shapes": [list(shape) for shape in self._shapes],
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Any:
+        plain = keras.saving.deserialize_keras_object(config["optimizer"], custom_objects=custom_objects)
+        options = tuple(
+            VariableOptions(**{**entry, "penalty": Penalty(**entry["penalty"]) if entry["penalty"] else None})
+            for entry in config["options"]
+        )
+        _check(plain, options)
+        return _extended(plain, options, shapes=tuple(tuple(shape) for shape in config["shapes"]))
+
+
+def _extended(optimizer: Any, options: tuple[VariableOptions, ...], *, shapes: tuple[tuple[int, ...], ...]) -> Any:
+    """An unbuilt copy of `optimizer` that trains each variable by its options."""
+    plain = type(optimizer)
+    if isinstance(optimizer, PerVariable):
+        plain = plain.__mro__[2]
+        serialized, config = dict(optimizer._plain), optimizer.get_config()["optimizer"]["config"]
+    else:
+        serialized, config = keras.saving.serialize_keras_object(optimizer), optimizer.get_config()
+        serialized.pop("config")
+    kind = _subclass(plain)
+    rate = vars(optimizer).get("_learning_rate")
+    if callable(rate) and isinstance(config.get("learning_rate"), Mapping):
+        config["learning_rate"] = rate  # the object itself: a schedule of the user's own needn't be registered
+    new = super(PerVariable, kind).from_config(config)  # the plain class's way, for the subclass
+    if not isinstance(new, kind):
+        raise ModelError(
+            f"Giving the optimizer {plain.__name__} a rate for each variable.",
+            found=f"its `from_config` gave a {type(new).__name__} where it was called on {kind.__name__}",
+            fix="end `from_config` with `return cls(**config)`",
+        )
+    new._plain = serialized
+    new._options = options
+    new._shapes = shapes
+    return new
+
+
+@functools.cache
+def _subclass(plain: Any) -> type[Any]:
+    # Adding the optimizer's name keeps `type(model.optimizer).__name__` telling in messages and logs.
+    kind = type(f"PerVariable{plain.__name__}", (PerVariable, plain), {"__module__": __name__, "__doc__": PerVariable.__doc__})
+    register = keras.saving.register_keras_serializable(package="transferkit", name="PerVariable")
+    register(kind)
+    # All share one name; whichever class stands under it reads every config, so it is always this one.
+    register(PerVariable)
+    return kind
+
+
+keras.saving.register_keras_serializable(package="transferkit", name="PerVariable")(PerVariable)
+
+
+def carry_over(old: Any, new: Any) -> int:
+    """Moves the state of the optimizer of one phase to that of the next; changes `new` only.
+
+    Slots of variables that both train, the step count, the loss scale and any other state are copied. A variable that joins has
+    fresh slots, counts its own steps from here on, and its moving average (EMA) starts from its present value. The learning
+    rate stays `new`'s. Nadam's running product of momenta is common to all variables, so there the first steps of one that
+    joins are a little smaller than they would be alone.
+
+    Args:
+        old: An optimizer of `with_multipliers`, built.
+        new: Another, of the same class; its variables may be others.
+
+    Returns:
+        How many variables kept their slots.
+
+    Raises:
+        ModelError: when the two are of different classes or not from `with_multipliers`.
+
+    Example:
+        >>> import keras
+        >>> first, second = keras.Variable([1.0]), keras.Variable([2.0])
+        >>> old = with_multipliers(keras.optimizers.Adam(0.1), [second])
+        >>> old.apply([[1.0]], [second])
+        >>> new = with_multipliers(keras.optimizers.Adam(0.01), [first, second])
+        >>> carry_over(old, new)
+        1
+        >>> [options.origin for options in new.options]
+        [1, 0]
+    """
+    asked = f"Carrying the state of the optimizer {type(old).__name__} over to {type(new).__name__}."
+    if isinstance(old, keras.optimizers.LossScaleOptimizer) and isinstance(new, keras.optimizers.LossScaleOptimizer):
+        kept = carry_over(old.inner_optimizer, new.inner_optimizer)
+        new.step_counter.assign(old.step_counter)
+        new.dynamic_scale.assign(old.dynamic_scale)
+        return kept
+    if type(old) is not type(new) or not isinstance(new, PerVariable):
+        raise ModelError(
+            asked,
+            found="optimizers of two classes" if type(old) is not type(new) else "an optimizer without options for each variable",
+            cause="the slots of one rule mean nothing to another",
+            fix="make both with `with_multipliers`, of the same class; or start the phase with a fresh optimizer",
+        )
+    before = {id(variable): index for index, variable in enumerate(old._built_on)}
+    steps = int(old.iterations)
+    old_lists, new_lists = _slot_lists(old), _slot_lists(new)
+    slots = {id(slot) for slot_list in new_lists.values() for slot in slot_list if slot is not None}
+    old_slots = {id(slot) for slot_list in old_lists.values() for slot in slot_list if slot is not None}
+    common_old = [v for v in old.variables if id(v) not in old_slots and v.name != "learning_rate"]
+    common_new = [v for v in new.variables if id(v) not in slots and v.name != "learning_rate"]
+    if [tuple(v.shape) for v in common_old] != [tuple(v.shape) for v in common_new]:
+        raise ModelError(
+            asked,
+            found=f"{len(common_old)} common state variables in the one, {len(common_new)} in the other, of shapes that differ",
+            cause="the optimizer keeps state for each variable elsewhere than in lists in the variables' order",
+            fix="start the phase with a fresh optimizer",
+        )
+    for source, target in zip(common_old, common_new, strict=True):
+        target.assign(source)
+    options = list(new._options)
+    for index, variable in enumerate(new._built_on):
+        earlier = before.get(id(variable))
+        options[index] = dataclasses.replace(options[index], origin=steps if earlier is None else old._options[earlier].origin)
+        for name, slot_list in new_lists.items():
+            slot = slot_list[index]
+            if slot is None:
+                continue
+            if earlier is not None and name in old_lists and old_lists[name][earlier] is not None:
+                slot.assign(old_lists[name][earlier])
+            elif new.use_ema and slot.name.endswith("_average"):
+                slot.assign(variable)  # Keras sets it at step 0 only
+    new._options = tuple(options)
+    return sum(id(variable) in before for variable in new._built_on)
+
+
+def _slot_lists(optimizer: Any) -> dict[str, list[Any]]:
+    """The optimizer's lists with one slot (or None) for each variable, by attribute: how every Keras optimizer keeps them."""
+    own = {id(variable) for variable in optimizer.variables}
+    step_counter = optimizer.variables[0]
+    return {
+        name: list(value)
+        for name, value in vars(optimizer).items()
+        if isinstance(value, list)
+        and len(value) == len(optimizer._built_on)
+        and any(slot is not None for slot in value)
+        and all(slot is None or id(slot) in own for slot in value)
+        and not any(slot is step_counter for slot in value)
+    }
