@@ -209,7 +209,7 @@ def resolve(model: Any, phase: Phase, *, batch_norm: str) -> PhasePlan:
             )
         )
     in_layers = {id(weight) for _, layer in leaves for weight in layer.weights}
-    own = tuple(weight for weight in model.weights if id(weight) not in in_layers)
+    own = tuple(weight for weight in model.weights if id(weight) not in in_layers and weight.trainable)
     return PhasePlan(phase=phase, layers=tuple(reversed(rows)), own_weights=own)
 
 
@@ -249,9 +249,8 @@ def in_effect(model: Any, plan: PhasePlan) -> Iterator[None]:
         row.layer.trainable = row.trained
         for part in row.frozen_parts:
             part.trainable = False
-    if not plan.phase.train.is_everything:
-        for weight in plan.own_weights:
-            weight.trainable = False
+    for weight in plan.own_weights:
+        weight.trainable = plan.phase.train.is_everything
     silenced = _silence(plan)
     before = freeze_digest(plan)
     try:
@@ -259,6 +258,9 @@ def in_effect(model: Any, plan: PhasePlan) -> Iterator[None]:
     finally:
         for layer, name, value in reversed(silenced):  # a shared layer stands here twice: its first value is the real one
             setattr(layer, name, value)
+        # No layer's flag brings these back, and the next phase must find them as they were.
+        for weight in plan.own_weights:
+            weight.trainable = True
     after = freeze_digest(plan)
     changed = [path for path, digest in before.items() if after[path] != digest]
     if changed:
