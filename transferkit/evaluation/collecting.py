@@ -1,0 +1,462 @@
+"""One pass over the data: predictions, labels, sample weights and losses of the same batch, kept together.
+
+Nothing is paired up afterwards, so a data set that comes in another order each time can't put labels beside the wrong
+predictions. Inputs aren't kept: memory holds one batch of them, and a prediction and a label for each row.
+
+The loss is computed inside the compiled step, as Keras computes it when it evaluates, so that both agree to rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transferkit._keras import keras, tf
+from transferkit.data import Batch, batches, is_arrays
+from transferkit.errors import DataError, EvaluationError
+from transferkit.evaluation.rows import FloatArray
+from transferkit.tasks import Task, task_of
+
+__all__ = ["Collected", "Head", "collect", "head_of"]
+
+#: Layers at the end that change no value, or only its shape or type: the activation is looked for before them.
+_TRANSPARENT = ("Dropout", "Flatten", "Reshape", "Identity", "Permute", "ActivityRegularization")
+
+
+@dataclass(frozen=True)
+class Head:
+    """One output of a model.
+
+    Args:
+        name: Its name; empty for a model's only one.
+        index: Its place among the outputs.
+        activation: The activation's name, or None when it can't be told.
+    """
+
+    name: str
+    index: int
+    activation: str | None
+
+
+def _output_names(model: Any) -> list[str]:
+    return list(getattr(model, "output_names", None) or ["output"])
+
+
+def _activation_of(layer: Any) -> str | None:
+    kind = type(layer).__name__
+    if kind == "Softmax":
+        return "softmax"
+    function = getattr(layer, "activation", None)
+    if function is None or not callable(function):
+        return None
+    return str(getattr(function, "__name__", None) or getattr(function, "name", type(function).__name__))
+
+
+def _made_by(model: Any, index: int) -> Any:
+    """The layer that makes an output of a functional or Sequential model; None when it can't be told."""
+    layers = list(getattr(model, "layers", ()))
+    if isinstance(model, keras.Sequential):
+        return layers[-1] if layers else None
+    outputs = getattr(model, "outputs", None)
+    if not outputs:
+        return None
+    names = _output_names(model)
+    by_name = [layer for layer in layers if layer.name == names[index]]
+    if by_name:
+        return by_name[0]
+    return next((layer for layer in layers if _output_is(layer, outputs[index])), None)
+
+
+def _output_is(layer: Any, tensor: Any) -> bool:
+    try:
+        return layer.output is tensor
+    except (AttributeError, ValueError):  # a layer called several times, or never
+        return False
+
+
+def _activation_at(model: Any, index: int) -> str | None:
+    layer = _made_by(model, index)
+    while layer is not None and type(layer).__name__ in _TRANSPARENT:
+        layer = _before(model, layer)
+    if layer is None:
+        return None
+    if isinstance(layer, keras.Model) and getattr(layer, "layers", None):
+        return _activation_at(layer, 0) if len(_output_names(layer)) == 1 else None
+    return _activation_of(layer)
+
+
+def _before(model: Any, layer: Any) -> Any:
+    """The layer whose output a single-input layer reads."""
+    layers = list(model.layers)
+    if isinstance(model, keras.Sequential):
+        at = layers.index(layer)
+        return layers[at - 1] if at else None
+    try:
+        read = layer.input
+    except (AttributeError, ValueError):
+        return None
+    return next((other for other in layers if other is not layer and _output_is(other, read)), None)
+
+
+def head_of(model: Any, output: str | None) -> Head:
+    """The output to be judged.
+
+    Args:
+        model: A built Keras model.
+        output: Its name; may be left out when there is one only.
+
+    Raises:
+        EvaluationError: when there are several and none is named, or none of that name.
+    """
+    names = _output_names(model)
+    if output is None:
+        if len(names) > 1:
+            raise EvaluationError(
+                f"Evaluating a model of {len(names)} outputs.",
+                found="no word about which one",
+                fix=f"run(..., output=name), with one of {', '.join(map(repr, names))}",
+            )
+        return Head("", 0, _activation_at(model, 0))
+    if output not in names:
+        raise EvaluationError(
+            f"Evaluating the output {output!r}.",
+            found=f"the model's outputs are {', '.join(map(repr, names))}",
+            fix="name one of them",
+        )
+    index = names.index(output)
+    return Head(output if len(names) > 1 else "", index, _activation_at(model, index))
+
+
+def _part(structure: Any, head: Head, count: int, *, what: str) -> Any:
+    """The part of labels, weights, losses or predictions that belongs to the head."""
+    if isinstance(structure, dict):
+        if head.name in structure:
+            return structure[head.name]
+        if len(structure) == 1 and not head.name:
+            return next(iter(structure.values()))
+        raise DataError(
+            f"Reading the {what} of {'output ' + repr(head.name) if head.name else 'the model'}.",
+            found=f"{what} under the names {', '.join(map(repr, structure))}",
+            fix="name them as the model names its outputs",
+        )
+    if isinstance(structure, (list, tuple)) and count > 1:
+        if len(structure) != count:
+            raise DataError(
+                f"Reading the {what} of output {head.name!r}.",
+                found=f"{len(structure)} of them for {count} outputs",
+                fix="give one each",
+            )
+        return structure[head.index]
+    if isinstance(structure, (list, tuple)) and len(structure) == 1:
+        return structure[0]
+    return structure
+
+
+def _loss_per_row(loss: Any) -> Any:
+    """A Keras loss that gives one value a row instead of their mean; None for what can't be taken apart.
+
+    Args:
+        loss: What `compile` takes: a name, a function or a `keras.losses.Loss`.
+    """
+    if isinstance(loss, str):
+        loss = keras.losses.get(loss)
+    if not isinstance(loss, keras.losses.Loss):
+        name = getattr(loss, "__name__", "")
+        camel = "".join(word.capitalize() for word in name.split("_"))
+        if getattr(keras.losses, name, None) is loss and isinstance(getattr(keras.losses, camel, None), type):
+            loss = getattr(keras.losses, camel)()
+        elif callable(loss):
+            loss = _FunctionLoss(loss)
+        else:
+            return None
+    by_row = copy.copy(loss)  # the compiled one keeps its reduction
+    by_row.reduction = "none"
+    return by_row
+
+
+class _FunctionLoss(keras.losses.Loss):
+    def __init__(self, function: Any) -> None:
+        super().__init__(name="function_loss")
+        self._function = function
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        if len(y_true.shape) == len(y_pred.shape) - 1 and y_pred.shape[-1] == 1:
+            y_true = keras.ops.expand_dims(y_true, -1)
+        return self._function(y_true, y_pred)
+
+
+#: How a compiled loss reads labels; a name in either spelling.
+_READS: dict[str, tuple[str, ...]] = {
+    "classes": ("sparsecategoricalcrossentropy",),
+    "one-hot": ("categoricalcrossentropy", "categoricalfocalcrossentropy", "categoricalhinge", "kldivergence"),
+    "zero-one": ("binarycrossentropy", "binaryfocalcrossentropy"),
+    "quantities": (
+        "meansquarederror", "mse", "meanabsoluteerror", "mae", "huber", "logcosh", "meansquaredlogarithmicerror", "msle",
+        "meanabsolutepercentageerror", "mape", "poisson", "cosinesimilarity", "tversky",
+    ),
+}  # fmt: skip
+
+
+def _task_of_loss(loss: Any, units: int, head: Head) -> Task | None:
+    """The task that a compiled loss states; None for a loss that doesn't tell."""
+    if isinstance(loss, str):
+        name = loss
+    elif isinstance(loss, keras.losses.Loss):
+        name = type(loss).__name__
+    else:
+        name = getattr(loss, "__name__", "")
+    plain = name.replace("_", "").lower()
+    config: dict[str, Any] = loss.get_config() if isinstance(loss, keras.losses.Loss) else {}
+    logits = bool(config.get("from_logits", False))
+    # Keras, too, takes the head's word where a softmax meets from_logits=True.
+    logits = logits and head.activation not in ("softmax", "sigmoid")
+    if plain in _READS["classes"]:
+        return Task("multiclass-sparse", units, logits)
+    if plain in _READS["one-hot"]:
+        return Task("multiclass-onehot", units, logits)
+    if plain in _READS["zero-one"]:
+        return Task("binary" if units == 1 else "multilabel", units, logits)
+    if plain in _READS["quantities"] and plain not in ("tversky", "cosinesimilarity", "poisson"):
+        return Task("regression", units)
+    return None
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What one pass gave; `n` rows, or positions of them for an output with several a row.
+
+    Args:
+        outputs: The head's outputs (n, units), as the model gave them.
+        labels: (n,) or (n, units).
+        weight: Sample weights (n,), or None.
+        losses: The loss of each row (n,), or None where the loss can't be taken apart.
+        penalty: Mean of what the model adds to the loss: regularisers and `add_loss`.
+        loss_name: The loss's name.
+        task: The task.
+        positions: Positions in a row: 1, or the product of the output's inner axes.
+        keras_metrics: Values of the Keras metrics that ran beside, by name.
+    """
+
+    outputs: NDArray[np.generic]
+    labels: NDArray[np.generic]
+    weight: FloatArray | None
+    losses: FloatArray | None
+    penalty: float
+    loss_name: str
+    task: Task
+    positions: int
+    keras_metrics: dict[str, float]
+
+
+def collect(
+    model: Any, data: Any, *, output: str | None = None, batch_size: int = 32, metrics: Sequence[Any] = (), want_loss: bool = True
+) -> Collected:
+    """Runs the model over the data once.
+
+    Args:
+        model: A built Keras model; nothing about it changes.
+        data: Whatever `fit` takes, with labels.
+        output: Name of the output, for a model of several.
+        batch_size: Rows at a time where `data` is arrays.
+        metrics: Keras metrics, which are reset, then see every batch.
+        want_loss: Whether the loss is asked for.
+
+    Raises:
+        EvaluationError: when predictions and labels don't fit together.
+        DataError: when the data is empty, has no labels, or inputs that aren't finite.
+    """
+    head = head_of(model, output)
+    count = len(_output_names(model))
+    compiled = _part(getattr(model, "loss", None), head, count, what="losses")
+    state = _Pass(model, head, count, compiled, want_loss)
+    for metric in metrics:
+        metric.reset_state()
+    if is_arrays(data) and len(data) > 1 and data[1] is not None:
+        # All labels are known beforehand, so the loss can be chosen on all of them.
+        state.choose_loss(_label_array(_part(data[1], head, count, what="labels")))
+    for batch in batches(data, batch_size=batch_size):
+        state.add(batch, metrics)
+    return state.result(metrics)
+
+
+def _covers(spec: tuple[tuple[int | None, ...], Any], found: tuple[tuple[int, ...], Any]) -> bool:
+    """Whether a traced signature takes a tensor of this shape and type."""
+    return (
+        spec[1] == found[1]
+        and len(spec[0]) == len(found[0])
+        and all(a in (None, b) for a, b in zip(spec[0], found[0], strict=True))
+    )
+
+
+def _label_array(labels: Any) -> NDArray[np.generic]:
+    return np.asarray(labels)
+
+
+class _Pass:
+    """The state of a pass: what was collected so far, and the compiled step."""
+
+    def __init__(self, model: Any, head: Head, count: int, compiled: Any, want_loss: bool) -> None:
+        self.model, self.head, self.count, self.compiled, self.want_loss = model, head, count, compiled, want_loss
+        self.loss: Any = _loss_per_row(compiled) if compiled is not None else None
+        self.chosen: Task | None = None
+        self.outputs: list[NDArray[np.generic]] = []
+        self.labels: list[NDArray[np.generic]] = []
+        self.weights: list[FloatArray | None] = []
+        self.losses: list[FloatArray] = []
+        self.penalties: list[tuple[float, int]] = []
+        self.rows = 0
+        self.signature: tuple[Any, ...] = ()
+        self.step: Any = None
+
+    def _predict(self, x: Any) -> tuple[Any, Any]:
+        outputs = self.model(x, training=False)
+        added = self.model.losses
+        penalty = tf.add_n([tf.cast(tf.reduce_sum(v), "float32") for v in added]) if added else tf.constant(0.0)
+        return _part(outputs, self.head, self.count, what="outputs"), penalty
+
+    def _step(self, x: Any, y: Any) -> tuple[Any, Any, Any]:
+        prediction, penalty = self._predict(x)
+        if self.loss is None or not self.want_loss:
+            return prediction, penalty, tf.zeros((0,))
+        values = self.loss(y, prediction)
+        inner = list(range(1, len(values.shape)))
+        return prediction, penalty, tf.reduce_mean(values, axis=inner) if inner and len(prediction.shape) <= 2 else values
+
+    def _run(self, x: Any, y: NDArray[np.generic]) -> tuple[Any, Any, Any]:
+        """The compiled step: one trace for all batch sizes, and a wider one if inner lengths turn out to vary."""
+        arguments = tf.nest.map_structure(tf.convert_to_tensor, (x, y))
+        found = tuple((tuple(leaf.shape), leaf.dtype) for leaf in tf.nest.flatten(arguments))
+        if self.step is None or not all(_covers(spec, one) for spec, one in zip(self.signature, found, strict=True)):
+            varies = self.step is not None
+            self.signature = tuple(((None,) * len(s) if varies else (None, *s[1:]), d) for s, d in found)
+            specs = tf.nest.pack_sequence_as(arguments, [tf.TensorSpec(shape, dtype) for shape, dtype in self.signature])
+            self.step = tf.function(self._step).get_concrete_function(*specs)
+        result: tuple[Any, Any, Any] = self.step(*arguments)
+        return result
+
+    def choose_loss(self, labels: NDArray[np.generic]) -> None:
+        """For a model that wasn't compiled: the loss that follows from head and labels, if it does."""
+        shape = self._output_shape()
+        if self.compiled is not None or shape is None:
+            return
+        try:
+            self.chosen = task_of(labels, output_shape=shape, activation=self.head.activation, output=self.head.name)
+        except DataError:
+            return  # said at the end, when all labels are known
+        self.loss = _loss_per_row(getattr(keras.losses, self.chosen.loss)(**self.chosen.loss_arguments))
+
+    def _output_shape(self) -> tuple[int | None, ...] | None:
+        outputs = getattr(self.model, "outputs", None)
+        return tuple(outputs[self.head.index].shape[1:]) if outputs else None
+
+    def add(self, batch: Batch, metrics: Sequence[Any]) -> None:
+        if batch.y is None:
+            raise DataError(
+                "Evaluating a model.", found="data without labels", fix="give (x, y), or a data set of (x, y) batches"
+            )
+        y = _label_array(_part(batch.y, self.head, self.count, what="labels"))
+        _finite_inputs(batch.x, self.rows)
+        if not self.outputs and self.loss is None:
+            self.choose_loss(y)
+        prediction, penalty, losses = self._run(batch.x, y)
+        p = np.asarray(prediction)
+        if not np.isfinite(p.astype(np.float32)).all():
+            bad = ~np.isfinite(p.astype(np.float32)).reshape(len(p), -1).all(axis=1)
+            raise EvaluationError(
+                "Evaluating a model.",
+                found=f"predictions that aren't finite in {int(bad.sum())} of {len(p)} rows of a batch, "
+                f"the first in row {self.rows + int(bad.argmax())}",
+                cause="weights that aren't finite, since the inputs are"
+                if bad.all()
+                else "inputs so large that the model overflows",
+                fix="look for NaN in model.get_weights(), or load weights from before the training diverged",
+            )
+        weight = None if batch.sample_weight is None else _part(batch.sample_weight, self.head, self.count, what="sample weights")
+        for metric in metrics:
+            metric.update_state(y, prediction, sample_weight=weight)
+        self.outputs.append(p)
+        self.labels.append(y)
+        self.weights.append(None if weight is None else np.asarray(weight, dtype=np.float64))
+        self.losses.append(np.asarray(losses, dtype=np.float64))
+        self.penalties.append((float(penalty), len(p)))
+        self.rows += len(p)
+
+    def result(self, metrics: Sequence[Any]) -> Collected:
+        if self.rows == 0:
+            raise DataError(
+                "Evaluating a model.", found="no rows", cause="an empty data set, or a generator used up by an earlier pass"
+            )
+        p = np.concatenate(self.outputs)
+        y = np.concatenate(self.labels)
+        given = [w for w in self.weights if w is not None]
+        if given and len(given) != len(self.weights):
+            raise DataError(
+                "Evaluating a model.", found="sample weights in some batches and none in others", fix="give them in all or none"
+            )
+        shape = p.shape[1:] or (1,)
+        task = self._task(y, shape)
+        losses = self._losses(p, y, task)
+        positions = int(np.prod(shape[:-1]))
+        weight = np.concatenate(given) if given else None
+        if weight is not None:
+            weight = weight.reshape(len(p), -1)
+            weight = np.repeat(weight, positions, axis=1).ravel() if weight.shape[1] == 1 else weight.ravel()
+        flat_y = y.reshape(len(p) * positions, -1)
+        return Collected(
+            outputs=p.reshape(-1, shape[-1]),
+            labels=flat_y[:, 0] if flat_y.shape[1] == 1 else flat_y,
+            weight=weight,
+            losses=losses,
+            penalty=sum(value * n for value, n in self.penalties) / self.rows,
+            loss_name=getattr(self.loss, "name", "loss") if self.loss is not None else "",
+            task=task,
+            positions=positions,
+            keras_metrics={metric.name: float(np.asarray(metric.result())) for metric in metrics},
+        )
+
+    def _task(self, y: NDArray[np.generic], shape: tuple[int, ...]) -> Task:
+        stated = _task_of_loss(self.compiled, shape[-1], self.head) if self.compiled is not None else None
+        if stated is not None:
+            return stated
+        return task_of(y, output_shape=shape, activation=self.head.activation, output=self.head.name)
+
+    def _losses(self, p: NDArray[np.generic], y: NDArray[np.generic], task: Task) -> FloatArray | None:
+        if not self.want_loss:
+            return None
+        if self.compiled is None and self.chosen != task:
+            # The first batch looked like another task than all labels together.
+            self.loss = _loss_per_row(getattr(keras.losses, task.loss)(**task.loss_arguments))
+            values = np.concatenate([np.asarray(self.loss(y[i : i + 4096], p[i : i + 4096])) for i in range(0, len(p), 4096)])
+            return _by_position(values.astype(np.float64), p)
+        if self.loss is None:
+            return None
+        if any(part.ndim == 0 for part in self.losses):
+            return None  # a loss function that gives one number for the batch
+        return _by_position(np.concatenate(self.losses), p)
+
+
+def _by_position(values: FloatArray, p: NDArray[np.generic]) -> FloatArray:
+    """Losses (n, …) as one for each row of the flattened output."""
+    if p.ndim <= 2:
+        return np.asarray(values.reshape(len(p), -1).mean(axis=1))
+    return values.reshape(-1)
+
+
+def _finite_inputs(x: Any, before: int) -> None:
+    for leaf in tf.nest.flatten(x):
+        array = np.asarray(leaf)
+        if array.dtype.kind != "f" or np.isfinite(array).all():
+            continue
+        bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+        raise DataError(
+            "Evaluating a model.",
+            found=f"inputs that aren't finite in {int(bad.sum())} of {len(array)} rows of a batch, "
+            f"the first in row {before + int(bad.argmax())}",
+            cause="missing values, or a division by zero in the preprocessing",
+            fix="fill or drop these rows: layers such as ReLU and max pooling hide NaN and give wrong predictions in silence",
+        )

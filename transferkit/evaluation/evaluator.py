@@ -1,0 +1,297 @@
+"""The `Evaluator`: which figures, with which intervals; and the verb that runs a model over data and judges it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from typing_extensions import Self
+
+from transferkit._plan import Plan, steps_named
+from transferkit.errors import EvaluationError, PlanError
+from transferkit.evaluation.collecting import Collected, collect
+from transferkit.evaluation.estimating import Uncertainty, estimate
+from transferkit.evaluation.metrics import METRICS, metric_named, statistic_of
+from transferkit.evaluation.report import Estimate, Evaluation
+from transferkit.evaluation.resampling import Method
+from transferkit.evaluation.rows import FloatArray, Kind, Rows, probabilities_of
+from transferkit.tasks import Task
+
+__all__ = ["Evaluator"]
+
+_KINDS: dict[str, Kind] = {
+    "binary": "binary",
+    "multiclass-sparse": "multiclass",
+    "multiclass-onehot": "multiclass",
+    "multilabel": "multilabel",
+    "regression": "regression",
+}
+_DEFAULTS: dict[Kind, tuple[str, ...]] = {
+    "binary": ("loss", "accuracy", "auc"),
+    "multiclass": ("loss", "accuracy", "auc"),
+    "multilabel": ("loss", "accuracy", "auc"),
+    "regression": ("loss", "mae", "rmse", "r2"),
+}
+
+
+class Evaluator(Plan):
+    """Which metrics to compute, and how sure to be of them.
+
+    Args:
+        metrics: Names, such as `"accuracy"`, `"loss"`, `"auc"`; without any, the usual ones of the task. `loss` is what
+            `model.evaluate` gives: the compiled loss, or the one that follows from head and labels, with its penalties.
+
+    Raises:
+        PlanError: for an unknown name, or one given twice.
+
+    Example:
+        >>> Evaluator("accuracy", "loss", "auc").bootstrap(2000)
+        Evaluator('accuracy', 'loss', 'auc').bootstrap(2000)
+    """
+
+    __slots__ = ()
+    STEPS = frozenset({"bootstrap", "level", "threshold"})
+
+    def __init__(self, *metrics: str) -> None:
+        problems = []
+        for name in metrics:
+            if not isinstance(name, str):
+                problems.append(f"a {type(name).__name__} where a name must stand; Keras metrics go to `run(metrics=[…])`")
+            elif name != "loss":
+                try:
+                    metric_named(name)
+                except EvaluationError as error:
+                    problems.append(f"{error.asked} {error.found[0]}")
+        problems += [f"{name!r} twice" for name in dict.fromkeys(metrics) if metrics.count(name) > 1]
+        if problems:
+            raise PlanError(
+                f"Evaluator({', '.join(map(repr, metrics))}).",
+                found=problems,
+                fix="choose among " + ", ".join(["loss", *METRICS]) + ", top_<k>_accuracy",
+            )
+        self._begin(metrics=metrics)
+
+    def bootstrap(
+        self,
+        n: int = 2000,
+        *,
+        level: float = 0.95,
+        method: Method = "percentile",
+        stratified: bool = False,
+        seed: int = 0,
+    ) -> Self:
+        """Intervals by resampling the rows, for every metric.
+
+        Args:
+            n: How many resamples.
+            level: Share of such intervals that hold the truth, 0 – 1.
+            method: `"percentile"`, or `"bca"`, corrected for bias and skewness, which costs a jackknife more.
+            stratified: Draw as many rows of each class as the data has.
+            seed: Of the draws.
+        """
+        problems = _level_problems(level)
+        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 100:
+            problems.append(f"n={n!r}; an interval needs at least 100 resamples")
+        if method not in ("percentile", "bca"):
+            problems.append(f"method={method!r}; there are 'percentile' and 'bca'")
+        if problems:
+            raise PlanError("Evaluator.bootstrap.", found=problems, fix="bootstrap(2000, level=0.95)")
+        return self._then("bootstrap", n=n, level=level, method=method, stratified=stratified, seed=seed)
+
+    def level(self, level: float) -> Self:
+        """The level of intervals by formula (Wilson, DeLong, normal), which are given where nothing is resampled.
+
+        Args:
+            level: Share of such intervals that hold the truth, 0 – 1.
+        """
+        problems = _level_problems(level)
+        if problems:
+            raise PlanError("Evaluator.level.", found=problems, fix="level(0.95)")
+        return self._then("level", level=level)
+
+    def threshold(self, probability: float) -> Self:
+        """The probability above which class 1, or a label, is predicted.
+
+        Args:
+            probability: Between 0 and 1; 0.5 unless this is called.
+        """
+        if isinstance(probability, bool) or not 0 <= probability <= 1:
+            raise PlanError("Evaluator.threshold.", found=f"{probability!r}, which isn't between 0 and 1", fix="threshold(0.5)")
+        return self._then("threshold", probability=probability)
+
+    def run(
+        self,
+        model: Any,
+        data: Any,
+        *,
+        batch_size: int = 32,
+        output: str | None = None,
+        classes: Sequence[str] | None = None,
+        groups: ArrayLike | None = None,
+        metrics: Sequence[Any] = (),
+    ) -> Evaluation:
+        """Runs the model over the data once and judges its predictions; the model stays as it is.
+
+        Args:
+            model: A built Keras model, compiled or not.
+            data: Whatever `fit` takes, with labels: `(x, y)`, `(x, y, sample_weight)`, a `tf.data.Dataset`, a `PyDataset` …
+            batch_size: Rows at a time where `data` is arrays.
+            output: Which output, for a model of several.
+            classes: A name for each class; the data's own `class_names` where it has them.
+            groups: One group a row (n,), such as the patient: rows of a group are resampled together.
+            metrics: Keras metrics, custom ones too, that see every batch beside the plan's own; they have no interval.
+
+        Returns:
+            The `Evaluation`.
+
+        Raises:
+            DataError: when the data is empty, has no labels, or inputs that aren't finite; or labels don't fit the head.
+            EvaluationError: when predictions aren't finite, aren't probabilities, or don't suit a metric.
+
+        Example:
+            >>> import keras, numpy as np
+            >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
+            >>> evaluation = Evaluator("accuracy").run(model, (np.eye(4), np.array([0, 1, 2, 0])))
+            >>> 0 <= evaluation["accuracy"].low <= float(evaluation["accuracy"]) <= evaluation["accuracy"].high <= 1
+            True
+        """
+        names = tuple(self._start.positional)
+        collected = collect(
+            model, data, output=output, batch_size=batch_size, metrics=metrics, want_loss=not names or "loss" in names
+        )
+        rows = self._rows(collected, classes if classes is not None else getattr(data, "class_names", None), groups)
+        names = names or _defaults(rows)
+        uncertainty = self._uncertainty()
+        statistics: dict[str, Any] = {}
+        for name in names:
+            if name == "loss":
+                if collected.losses is None:
+                    raise EvaluationError(
+                        "Computing loss.",
+                        found="a compiled loss that gives one number for a batch, or several losses for one output",
+                        cause="a custom loss that takes the mean itself",
+                        fix="let the loss function return one value for each row, as Keras's own do",
+                    )
+                statistics[name] = _loss_statistic(collected.losses, rows, collected.penalty)
+            else:
+                statistics[name] = statistic_of(name, rows)
+        intervals, values = estimate(statistics, rows, uncertainty)
+        estimates = {}
+        for name in names:
+            better = False if name == "loss" else metric_named(name).greater_is_better
+            interval = intervals.get(name)
+            estimates[name] = Estimate(
+                name,
+                values[name],
+                low=interval.low if interval else None,
+                high=interval.high if interval else None,
+                level=uncertainty.level,
+                method=interval.method if interval else "",
+                greater_is_better=better,
+                undefined=interval.undefined if interval else 0,
+            )
+        for name, value in collected.keras_metrics.items():
+            if name in estimates:
+                raise EvaluationError(
+                    f"Computing {name}.", found="a Keras metric of the same name as one of the plan", fix="give it another `name`"
+                )
+            estimates[name] = Estimate(name, value, level=uncertainty.level, method="", greater_is_better=None)
+        return Evaluation(
+            estimates=estimates,
+            rows=rows,
+            task=collected.task,
+            evaluator=self,
+            uncertainty=uncertainty,
+            losses=collected.losses,
+            loss_name=collected.loss_name,
+            penalty=collected.penalty,
+            positions=collected.positions,
+        )
+
+    def _uncertainty(self) -> Uncertainty:
+        level, resamples, stratified, seed = 0.95, 0, False, 0
+        method: Method = "percentile"
+        for link in steps_named(self, {"bootstrap", "level"}):
+            if link.name == "level":
+                level, resamples = link.positional[0], 0
+            else:
+                given = link.arguments
+                resamples = link.positional[0] if link.positional else given.get("n", 2000)
+                level, method = given.get("level", 0.95), given.get("method", "percentile")
+                stratified, seed = given.get("stratified", False), given.get("seed", 0)
+        return Uncertainty(level, resamples, method, stratified, seed)
+
+    def _rows(self, collected: Collected, classes: Sequence[str] | None, groups: ArrayLike | None) -> Rows:
+        task = collected.task
+        asked = "Evaluating a model."
+        threshold = next((link.positional[0] for link in reversed(steps_named(self, {"threshold"}))), 0.5)
+        if collected.positions > 1:
+            # Positions of one row are no independent examples: they are resampled together.
+            n = len(collected.outputs) // collected.positions
+            of_row = np.arange(n) if groups is None else np.asarray(groups)
+            groups = np.repeat(of_row, collected.positions) if len(of_row) == n and n > 1 else None
+        kind = _KINDS[task.kind]
+        return Rows.of(
+            collected.labels,
+            _as_predictions(collected.outputs, task, asked),
+            kind=kind,
+            sample_weight=collected.weight,
+            groups=groups,
+            threshold=threshold,
+            classes=_fitting(classes, kind),
+            asked=asked,
+        )
+
+
+def _fitting(classes: Sequence[str] | None, kind: Kind) -> Sequence[str] | None:
+    return None if classes is None or kind == "regression" else [str(name) for name in classes]
+
+
+def _level_problems(level: float) -> list[str]:
+    if isinstance(level, bool) or not 0 < level < 1:
+        return [f"level={level!r}; it lies between 0 and 1, such as 0.95"]
+    return []
+
+
+def _defaults(rows: Rows) -> tuple[str, ...]:
+    """The usual metrics of the task, without AUC where the rows are of one class or have shares of several."""
+    names = _DEFAULTS[rows.kind]
+    if rows.kind == "regression":
+        return names
+    one_class = (rows.labels == rows.labels[:1]).all()
+    return tuple(n for n in names if n != "auc" or not (one_class or rows.soft_labels is not None))
+
+
+def _as_predictions(outputs: np.ndarray[Any, Any], task: Task, asked: str) -> FloatArray:
+    """Probabilities from logits, in float64; probabilities are checked to be such."""
+    values = outputs.astype(np.float64)
+    if task.kind == "regression":
+        return values
+    exclusive = task.kind.startswith("multiclass")
+    if not task.from_logits:
+        values = probabilities_of(values, exclusive=exclusive, asked=asked)
+        # float32 rows miss one by 1e-7; metrics that compare rows needn't see that.
+        return np.asarray(values / values.sum(axis=1, keepdims=True)) if exclusive else values
+    if exclusive:
+        e = np.exp(values - values.max(axis=1, keepdims=True))
+        return np.asarray(e / e.sum(axis=1, keepdims=True))
+    # Both branches only take exponentials of what isn't positive, which can't overflow.
+    e = np.exp(-np.abs(values))
+    return np.asarray(np.where(values >= 0, 1 / (1 + e), e / (1 + e)))
+
+
+class _Loss:
+    """Keras's mean loss: weights multiply the rows' losses, rows are counted without them; plus the penalties."""
+
+    def __init__(self, losses: FloatArray, weight: FloatArray | None, penalty: float) -> None:
+        self.per_row = losses if weight is None else losses * weight
+        self.penalty = penalty
+
+    def __call__(self, multiplicities: FloatArray) -> FloatArray:
+        return np.asarray(multiplicities @ self.per_row / multiplicities.sum(axis=1) + self.penalty)
+
+
+def _loss_statistic(losses: FloatArray, rows: Rows, penalty: float) -> Any:
+    return _Loss(losses, rows.weight, penalty)
