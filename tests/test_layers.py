@@ -22,7 +22,7 @@ PACKAGE = ROOT / "transferkit"
 FLOORS: dict[int, tuple[str, ...]] = {
     1: ("errors", "_table"),
     2: ("_plan", "storage", "_keras", "_objects"),
-    3: ("weights", "data", "placement", "tasks"),
+    3: ("weights", "data", "images", "placement", "tasks"),
     4: ("building", "evaluation"),
     5: ("tuning",),
     6: ("recipe",),
@@ -39,23 +39,29 @@ PURE: tuple[str, ...] = (
     "tasks",
     "weights.readers",
     "weights.matching",
+    "weights.names",
+    "weights.old_layouts",
     "weights.adapters",
+    "evaluation.intervals",
     "evaluation.metrics",
+    "evaluation.ranking",
+    "evaluation.rows",
     "evaluation.calibration",
     "evaluation.resampling",
     "selection.scores",
 )
 #: Exceptions to a room named in PURE.
 NOT_PURE: tuple[str, ...] = ("weights.readers.tf_checkpoint",)
-PURE_PACKAGES = {"numpy", "h5py", "typing_extensions"}
+PURE_PACKAGES = {"numpy", "h5py", "ml_dtypes", "typing_extensions"}
 
 #: Packages that `pip install transferkit` brings.
-CORE_PACKAGES = {"tensorflow", "keras", "numpy", "h5py", "typing_extensions"}
+CORE_PACKAGES = {"tensorflow", "keras", "ml_dtypes", "numpy", "h5py", "typing_extensions"}
 #: Packages that an extra brings: imported inside the function that needs them, nowhere else.
 OPTIONAL_PACKAGES = {
     "IPython",
     "PIL",
     "matplotlib",
+    "resource",  # in the standard library, but not on Windows
     "safetensors",
     "sklearn",
     "tensorboard",

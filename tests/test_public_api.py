@@ -14,6 +14,8 @@ import transferkit
 
 #: The public names. Adding one is a promise to keep it: write it here, in `transferkit/__init__.py` and in docs/api.md.
 PUBLIC = [
+    "Data",
+    "Evaluator",
     "FineTuner",
     "Layers",
     "ModelBuilder",

@@ -15,7 +15,8 @@ import tensorflow as tf
 
 import transferkit as tk
 from transferkit import errors
-from transferkit.tuning.feeding import epoch_order, ordered_dataset, split
+from transferkit.data import split
+from transferkit.tuning.feeding import epoch_order, ordered_dataset
 
 Array = np.ndarray[Any, Any]
 
@@ -254,8 +255,10 @@ def test_data_of_every_kind_that_fit_takes() -> None:
         (x, y),
         (x, y, np.ones(len(x), "float32")),
         (tf.constant(x), tf.constant(y)),
+        tk.Data.arrays(x, y),
         tf.data.Dataset.from_tensor_slices((x, y)).batch(32),
         Batches(x, y),
+        [(x[:32], y[:32]), (x[32:], y[32:])],
     ]
     for data in kinds:
         assert len(plan.fit(network(), data, seed=0, verbose=0).history["loss"]) == 2
@@ -359,7 +362,7 @@ X, Y = problem()
             (X, Y),
             {"validation_data": 1.5},
             errors.DataError,
-            "Setting 1.5 of the data apart for validation.\n  found: 96 rows; one side would be empty\n"
+            "Setting 1.5 of the data apart.\n  found: 96 rows; one side would be empty\n"
             "  to fix it: give a fraction such as 0.1, and more rows",
         ),
         (

@@ -14,17 +14,21 @@ from transferkit import errors
 
 if TYPE_CHECKING:
     from transferkit.building.builder import ModelBuilder as ModelBuilder
+    from transferkit.data import Data as Data
+    from transferkit.evaluation.evaluator import Evaluator as Evaluator
     from transferkit.placement import Placement as Placement
     from transferkit.tuning.layers import Layers as Layers
     from transferkit.tuning.run import Run as Run
     from transferkit.tuning.tuner import FineTuner as FineTuner
 
-__all__ = ["FineTuner", "Layers", "ModelBuilder", "Placement", "Run", "__version__", "errors"]
+__all__ = ["Data", "Evaluator", "FineTuner", "Layers", "ModelBuilder", "Placement", "Run", "__version__", "errors"]
 
 __version__ = "0.1.0"
 
 #: Public name → the module that defines it. A name here is also in `__all__` and in the block above.
 _HOMES: Final[dict[str, str]] = {
+    "Data": "transferkit.data",
+    "Evaluator": "transferkit.evaluation.evaluator",
     "FineTuner": "transferkit.tuning.tuner",
     "Layers": "transferkit.tuning.layers",
     "ModelBuilder": "transferkit.building.builder",

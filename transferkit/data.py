@@ -6,15 +6,21 @@ Accepted everywhere the library takes data: `(x, y)` or `(x, y, sample_weight)` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
 from transferkit._keras import keras, tf
 from transferkit.errors import DataError
+from transferkit.images import find_images, read_images
 
-__all__ = ["Batch", "as_batch", "batches", "is_arrays", "row_count", "rows_of"]
+__all__ = ["Batch", "Data", "as_batch", "batches", "is_arrays", "row_count", "rows_of", "split"]
+
+Array = np.ndarray[Any, Any]
 
 
 class Batch(NamedTuple):
@@ -27,6 +33,8 @@ class Batch(NamedTuple):
 
 def is_arrays(data: Any) -> bool:
     """Whether `data` is `(x,)`, `(x, y)` or `(x, y, sample_weight)` in memory rather than something that gives batches."""
+    if isinstance(data, list) and any(isinstance(part, (tuple, dict)) for part in data):
+        return False  # a list of batches
     return isinstance(data, (tuple, list)) and 1 <= len(data) <= 3 and all(_in_memory(part) for part in data)
 
 
@@ -72,7 +80,10 @@ def batches(data: Any, *, batch_size: int = 32) -> Iterator[Batch]:
     Raises:
         DataError: when the parts differ in length, or `data` is nothing that can be read.
     """
-    if is_arrays(data):
+    if isinstance(data, Data):
+        for start in range(0, len(data), batch_size):
+            yield data.rows(np.arange(start, min(start + batch_size, len(data))))
+    elif is_arrays(data):
         rows = row_count(data)
         for start in range(0, rows, batch_size):
             yield as_batch(rows_of(data, slice(start, start + batch_size)))
@@ -112,3 +123,179 @@ def row_count(parts: Any) -> int:
             cause="inputs, labels and sample weights must have one row for each example",
         )
     return counts.pop()
+
+
+@final
+class Data:
+    """Rows in a fixed order, with the names of their classes; in memory or read when asked for.
+
+    Made by `arrays` or `image_folder`. Nothing here changes the order of the rows: `split` and `take` say which rows they give.
+
+    Example:
+        >>> import numpy as np
+        >>> import transferkit as tk
+        >>> data = tk.Data.arrays(np.zeros((10, 4)), np.arange(10) % 2, class_names=["no", "yes"])
+        >>> rest, part = data.split(0.2, seed=0)
+        >>> len(rest), len(part)
+        (8, 2)
+    """
+
+    def __init__(
+        self, *, read: Callable[[Array], Batch], labels: Any, size: int, class_names: Sequence[str], source: str
+    ) -> None:
+        self._read = read
+        self._size = size
+        self._source = source
+        #: The labels of all rows, or None.
+        self.labels = labels
+        #: The names of the classes 0, 1, 2 …, or ().
+        self.class_names = tuple(class_names)
+
+    @classmethod
+    def arrays(cls, x: Any, y: Any = None, *, sample_weight: Any = None, class_names: Sequence[str] = ()) -> Data:
+        """Rows in memory.
+
+        Args:
+            x: An array whose first axis is the rows, or a dict or tuple of them.
+            y: Labels, the same.
+            sample_weight: A weight for each row.
+            class_names: The names of the classes 0, 1, 2 …
+
+        Raises:
+            DataError: when the arrays differ in length.
+        """
+        parts = tuple(as_batch((x, y, sample_weight)))
+        return cls(
+            read=lambda index: Batch(*rows_of(parts, index)),
+            labels=parts[1],
+            size=row_count(parts),
+            class_names=class_names,
+            source="arrays",
+        )
+
+    @classmethod
+    def image_folder(cls, folder: str | os.PathLike[str], *, size: tuple[int, int], channels: int = 3) -> Data:
+        """The pictures of a folder that holds one folder for each class; decoded when they are asked for.
+
+        Args:
+            folder: The folder.
+            size: Height and width in pixels to which every picture is brought.
+            channels: 1 for grey, 3 for RGB.
+
+        Raises:
+            DataError: when there is no such folder, no class in it, or a class without a picture.
+        """
+        files = find_images(folder)
+        labels = np.array(files.labels)
+
+        def read(index: Array) -> Batch:
+            return Batch(read_images([files.paths[i] for i in index], size=size, channels=channels), labels[index], None)
+
+        return cls(
+            read=read,
+            labels=labels,
+            size=len(labels),
+            class_names=files.class_names,
+            source=f"image_folder({str(Path(folder))!r})",
+        )
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __repr__(self) -> str:
+        classes = f", {len(self.class_names)} classes" if self.class_names else ""
+        return f"<Data.{self._source}: {self._size} rows{classes}>"
+
+    def rows(self, index: Array) -> Batch:
+        """The rows with those numbers, in that order, as NumPy arrays."""
+        return self._read(np.asarray(index))
+
+    def take(self, index: Array) -> Data:
+        """The data that has those rows only, in that order."""
+        chosen = np.arange(self._size)[np.asarray(index)]
+        labels = None if self.labels is None else tf.nest.map_structure(lambda part: np.asarray(part)[chosen], self.labels)
+        return Data(
+            read=lambda inner: self._read(chosen[inner]),
+            labels=labels,
+            size=len(chosen),
+            class_names=self.class_names,
+            source=self._source,
+        )
+
+    def split(self, fraction: float, *, seed: int) -> tuple[Data, Data]:
+        """The rest and a random share of the rows, each class in its proportion; see `split`."""
+        rest, part = split_rows(self._size, self.labels, fraction, seed=seed)
+        return self.take(rest), self.take(part)
+
+    def fingerprint(self, *, batch_size: int = 256) -> str:
+        """The SHA-256 of all rows' shapes, dtypes and bytes in their order, 64 hexadecimal digits. Reads everything."""
+        digest = hashlib.sha256()
+        for batch in batches(self, batch_size=batch_size):
+            for part in batch:
+                for array in [] if part is None else tf.nest.flatten(part):
+                    digest.update(f"{array.dtype.str}{array.shape[1:]}".encode())
+                    digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def split_rows(rows: int, labels: Any, fraction: float, *, seed: int) -> tuple[Array, Array]:
+    """The numbers of the rest of the rows and of a random share, both rising; by class where the labels are whole numbers.
+
+    Args:
+        rows: How many there are.
+        labels: One for each row, or None.
+        fraction: The share, above 0 and under 1.
+        seed: Fixes the choice.
+
+    Raises:
+        DataError: for a share that leaves either side empty.
+    """
+    if not 0 < fraction < 1 or not 0 < round(fraction * rows) < rows:
+        raise DataError(
+            f"Setting {fraction!r} of the data apart.",
+            found=f"{rows} rows; one side would be empty",
+            fix="give a fraction such as 0.1, and more rows",
+        )
+    random = np.random.Generator(np.random.Philox(key=[seed, 2**63]))
+    known = np.asarray(labels) if hasattr(labels, "shape") else None
+    if known is not None and known.size == rows and known.dtype.kind in "iub":
+        groups = [np.flatnonzero(known.reshape(-1) == label) for label in np.unique(known)]
+    else:
+        groups = [np.arange(rows)]
+    # Largest remainders, so that the sizes of the shares add up to what was asked.
+    wanted = np.array([len(group) * fraction for group in groups])
+    counts = np.floor(wanted).astype(int)
+    short = round(fraction * rows) - counts.sum()
+    for index in np.argsort(counts - wanted, kind="stable")[:short]:
+        counts[index] += 1
+    chosen = np.concatenate([random.permutation(group)[:count] for group, count in zip(groups, counts, strict=True)])
+    mask = np.zeros(rows, bool)
+    mask[chosen] = True
+    return np.flatnonzero(~mask), np.flatnonzero(mask)
+
+
+def split(data: Any, fraction: float, *, seed: int) -> tuple[Any, Any]:
+    """Sets a random share of the rows apart, each class in its proportion where the labels are whole numbers.
+
+    Args:
+        data: `(x, y)` or `(x, y, sample_weight)` of arrays, or a `Data`.
+        fraction: The share set apart, above 0 and under 1.
+        seed: Fixes the choice.
+
+    Returns:
+        The rest and the share, in the form of `data`, both in the rows' original order.
+
+    Raises:
+        DataError: for data whose rows can't be told apart, or a share that leaves either side empty.
+    """
+    if isinstance(data, Data):
+        return data.split(fraction, seed=seed)
+    if not is_arrays(data):
+        raise DataError(
+            f"Setting {fraction!r} of the data apart.",
+            found=f"data of type {type(data).__name__}, whose rows can't be told apart without reading it all",
+            fix="give validation_data=(x, y) or a data set of its own",
+        )
+    labels = data[1] if len(data) > 1 else None
+    rest, part = split_rows(row_count(data), labels, fraction, seed=seed)
+    return rows_of(data, rest), rows_of(data, part)

@@ -14,10 +14,10 @@ import numpy as np
 
 from transferkit._keras import keras, tf
 from transferkit.building.heads import Head
-from transferkit.data import Batch, as_batch, is_arrays, row_count, rows_of
+from transferkit.data import Batch, Data, as_batch, is_arrays, row_count
 from transferkit.errors import DataError
 
-__all__ = ["check_inputs", "epoch_order", "first_rows", "ordered_dataset", "split"]
+__all__ = ["ListedBatches", "check_inputs", "epoch_order", "first_rows", "ordered_dataset"]
 
 
 def epoch_order(rows: int, *, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -25,17 +25,16 @@ def epoch_order(rows: int, *, seed: int, epoch: int) -> np.ndarray[Any, np.dtype
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows)
 
 
-def ordered_dataset(parts: Any, *, batch_size: int, order: Callable[[], np.ndarray[Any, Any]]) -> Any:
-    """A `tf.data.Dataset` of batches of in-memory data in the order that `order()` gives each time it is gone over anew.
+def ordered_dataset(data: Any, *, batch_size: int, order: Callable[[], np.ndarray[Any, Any]]) -> Any:
+    """A `tf.data.Dataset` of batches in the order that `order()` gives each time it is gone over anew.
 
     Args:
-        parts: `(x, y)` or `(x, y, sample_weight)` of arrays.
+        data: `(x, y)` or `(x, y, sample_weight)` of arrays, or a `Data`.
         batch_size: Rows in a batch; the last may be smaller.
         order: Gives all row numbers; called at the start of each pass.
     """
-    rows = row_count(parts)
+    rows = len(data) if isinstance(data, Data) else row_count(data)
     steps = -(-rows // batch_size)
-    tensors = tuple(tf.nest.map_structure(_tensor, part) for part in parts if part is not None)
 
     def passes() -> Iterator[np.ndarray[Any, Any]]:
         yield order()
@@ -43,17 +42,42 @@ def ordered_dataset(parts: Any, *, batch_size: int, order: Callable[[], np.ndarr
     def cut(indices: Any) -> Any:
         return tf.data.Dataset.from_tensor_slices(indices).batch(batch_size)
 
-    def gather(indices: Any, held: Any) -> Any:
-        return tf.nest.map_structure(lambda tensor: tf.gather(tensor, indices, axis=0), held)
-
     indices = tf.data.Dataset.from_generator(passes, output_signature=tf.TensorSpec((None,), tf.int64)).flat_map(cut)
-    # The tensors come in as a data set, not as constants of the graph, which would hold them a second time.
-    held = tf.data.Dataset.from_tensors(tensors).repeat()
-    dataset = tf.data.Dataset.zip((indices, held)).map(gather, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = _read_rows(indices, data) if isinstance(data, Data) else _gather_rows(indices, data)
     options = tf.data.Options()
     # Rows must go to replicas as they come, not file by file: there are no files.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return dataset.apply(tf.data.experimental.assert_cardinality(steps)).with_options(options).prefetch(tf.data.AUTOTUNE)
+
+
+def _gather_rows(indices: Any, parts: Any) -> Any:
+    """Batches of arrays that are in memory."""
+    tensors = tuple(tf.nest.map_structure(_tensor, part) for part in parts if part is not None)
+
+    def gather(index: Any, held: Any) -> Any:
+        return tf.nest.map_structure(lambda tensor: tf.gather(tensor, index, axis=0), held)
+
+    # The tensors come in as a data set, not as constants of the graph, which would hold them a second time.
+    held = tf.data.Dataset.from_tensors(tensors).repeat()
+    return tf.data.Dataset.zip((indices, held)).map(gather, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _read_rows(indices: Any, data: Data) -> Any:
+    """Batches that `data` reads when they are asked for."""
+    example = [part for part in data.rows(np.arange(1)) if part is not None]
+    leaves = [_tensor(leaf) for leaf in tf.nest.flatten(example)]
+
+    def read(index: np.ndarray[Any, Any]) -> list[Any]:
+        parts = [part for part in data.rows(index) if part is not None]
+        return [_tensor(leaf) for leaf in tf.nest.flatten(parts)]
+
+    def shaped(index: Any) -> Any:
+        found = tf.py_function(lambda tensor: read(tensor.numpy()), [index], [leaf.dtype for leaf in leaves])
+        for tensor, leaf in zip(found, leaves, strict=True):
+            tensor.set_shape((None, *leaf.shape[1:]))
+        return tuple(tf.nest.pack_sequence_as(example, found))
+
+    return indices.map(shaped, num_parallel_calls=2)
 
 
 def _tensor(array: Any) -> Any:
@@ -61,48 +85,6 @@ def _tensor(array: Any) -> Any:
     if str(array.dtype) == "float64":
         return tf.cast(array, keras.config.floatx())
     return tf.convert_to_tensor(array)
-
-
-def split(data: Any, fraction: float, *, seed: int) -> tuple[Any, Any]:
-    """Sets a random share of in-memory data apart, with each class in its proportion where the labels are whole numbers.
-
-    Args:
-        data: `(x, y)` or `(x, y, sample_weight)` of arrays.
-        fraction: The share set apart, above 0 and under 1.
-        seed: Fixes the choice.
-
-    Returns:
-        The rest and the share, both as tuples of arrays in the rows' original order.
-
-    Raises:
-        DataError: for data that isn't in memory, or a share that leaves either side empty.
-    """
-    asked = f"Setting {fraction!r} of the data apart for validation."
-    if not is_arrays(data):
-        raise DataError(
-            asked,
-            found=f"data of type {type(data).__name__}, whose rows can't be told apart without reading it all",
-            fix="give validation_data=(x, y) or a data set of its own",
-        )
-    rows = row_count(data)
-    if not 0 < fraction < 1 or not 0 < round(fraction * rows) < rows:
-        raise DataError(asked, found=f"{rows} rows; one side would be empty", fix="give a fraction such as 0.1, and more rows")
-    random = np.random.Generator(np.random.Philox(key=[seed, 2**63]))
-    labels = np.asarray(data[1]) if len(data) > 1 and hasattr(data[1], "shape") else None
-    if labels is not None and labels.size == rows and labels.dtype.kind in "iub":
-        groups = [np.flatnonzero(labels.reshape(-1) == label) for label in np.unique(labels)]
-    else:
-        groups = [np.arange(rows)]
-    # Largest remainders, so that the sizes of the shares add up to what was asked.
-    wanted = np.array([len(group) * fraction for group in groups])
-    counts = np.floor(wanted).astype(int)
-    short = round(fraction * rows) - counts.sum()
-    for index in np.argsort(counts - wanted, kind="stable")[:short]:
-        counts[index] += 1
-    chosen = np.concatenate([random.permutation(group)[:count] for group, count in zip(groups, counts, strict=True)])
-    mask = np.zeros(rows, bool)
-    mask[chosen] = True
-    return rows_of(data, np.flatnonzero(~mask)), rows_of(data, np.flatnonzero(mask))
 
 
 def first_rows(data: Any, *, name: str) -> tuple[Batch, Any]:
@@ -124,6 +106,11 @@ def first_rows(data: Any, *, name: str) -> tuple[Batch, Any]:
         if row_count(data) == 0:
             raise empty
         return as_batch(tuple(data)), data
+    if isinstance(data, Data):
+        if len(data) == 0:
+            raise empty
+        # The first rows stand for the inputs, which may have to be read from files; the labels are all there.
+        return data.rows(np.arange(min(32, len(data))))._replace(y=data.labels), data
     if isinstance(data, keras.utils.PyDataset):
         if data.num_batches == 0:
             raise empty
@@ -139,8 +126,24 @@ def first_rows(data: Any, *, name: str) -> tuple[Batch, Any]:
     first = next(iterator, None)
     if first is None:
         raise empty
+    if isinstance(data, list):
+        return as_batch(first), ListedBatches(data)
     # An iterator can be read once only: what was taken from it is put back in front.
     return as_batch(first), _again(first, iterator) if iterator is data else data
+
+
+class ListedBatches(keras.utils.PyDataset):
+    """A list of batches in its own order; Keras's `fit` would take the list for several inputs."""
+
+    def __init__(self, items: list[Any]) -> None:
+        super().__init__()
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._items[index]
 
 
 def _again(first: Any, rest: Iterator[Any]) -> Iterator[Any]:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from transferkit._keras import keras
-from transferkit.data import is_arrays, row_count
+from transferkit.data import Data, is_arrays, row_count
 from transferkit.errors import TrainingError
-from transferkit.tuning.feeding import epoch_order, ordered_dataset
+from transferkit.tuning.feeding import ListedBatches, epoch_order, ordered_dataset
 from transferkit.tuning.objectives import Objective
 from transferkit.tuning.phases import PhasePlan, in_effect
 from transferkit.tuning.run import PhaseRecord
@@ -128,6 +128,10 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
     state = _Epoch()
     records: list[PhaseRecord] = []
     source, source_arguments = _source(job, state)
+    validation = job.validation
+    if isinstance(validation, Data):
+        val_rows = len(validation)
+        validation = ordered_dataset(validation, batch_size=job.batch_size, order=lambda: np.arange(val_rows))
     seed_model(model, job.seed)
     begun = 0
     for index, plan in enumerate(plans):
@@ -156,7 +160,7 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
                     steps=job.steps_per_epoch or _steps(source),
                     model=model,
                 ),
-                validation_data=job.validation,
+                validation_data=validation,
                 class_weight=job.class_weight,
                 verbose=job.verbose,
                 **source_arguments,
@@ -185,11 +189,14 @@ def _fresh_metrics(metrics: Any) -> Any:
 
 def _source(job: Job, state: _Epoch) -> tuple[Any, dict[str, Any]]:
     """The training data as `fit` gets it, and the arguments that go with it."""
-    if not is_arrays(job.data):
+    if not isinstance(job.data, Data) and not is_arrays(job.data):
         arguments = {"steps_per_epoch": job.steps_per_epoch, "validation_steps": job.validation_steps}
         # Keras shuffles the batches of a PyDataset; anything else that gives batches comes in its own order.
-        return job.data, {**arguments, "shuffle": isinstance(job.data, keras.utils.PyDataset)}
-    rows = row_count(job.data)
+        return job.data, {
+            **arguments,
+            "shuffle": isinstance(job.data, keras.utils.PyDataset) and not isinstance(job.data, ListedBatches),
+        }
+    rows = len(job.data) if isinstance(job.data, Data) else row_count(job.data)
     dataset = ordered_dataset(
         job.data, batch_size=job.batch_size, order=lambda: epoch_order(rows, seed=job.seed, epoch=state.number)
     )

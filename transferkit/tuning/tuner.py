@@ -14,9 +14,10 @@ from transferkit._objects import FunctionReference, KerasObject, as_value
 from transferkit._plan import FrozenMapping, Plan, steps_named
 from transferkit._table import Table
 from transferkit.building.heads import heads_of
+from transferkit.data import split
 from transferkit.errors import ModelError, PlanError, did_you_mean
 from transferkit.placement import Placement
-from transferkit.tuning.feeding import check_inputs, first_rows, split
+from transferkit.tuning.feeding import check_inputs, first_rows
 from transferkit.tuning.layers import Layers
 from transferkit.tuning.loop import Job, run_phases
 from transferkit.tuning.objectives import objective_of
@@ -269,8 +270,8 @@ class FineTuner(Plan):
 
         Args:
             model: A built Keras model, functional, Sequential or subclassed.
-            data: Whatever Keras's `fit` takes: `(x, y)` or `(x, y, sample_weight)` of arrays (dicts and tuples of them for
-                several inputs and outputs), a batched `tf.data.Dataset`, a `PyDataset`, a generator of batches.
+            data: A `Data`, or whatever Keras's `fit` takes: `(x, y)` or `(x, y, sample_weight)` of arrays (dicts and tuples of them
+                for several inputs and outputs), a batched `tf.data.Dataset`, a `PyDataset`, a generator or list of batches.
             validation_data: The same; or a fraction of in-memory data to set apart, at random and by class, before training.
             batch_size: Rows in a batch of in-memory data; data that comes in batches keeps its own.
             callbacks: Keras callbacks of any kind. They see one training: it begins with the first phase and ends with the last.
@@ -300,8 +301,8 @@ class FineTuner(Plan):
         batch, data = first_rows(data, name="training data")
         check_inputs(batch, model, heads, name="training data")
         if validation_data is not None:
-            rows, validation_data = first_rows(validation_data, name="validation data")
-            check_inputs(rows, model, heads, name="validation data")
+            val_batch, validation_data = first_rows(validation_data, name="validation data")
+            check_inputs(val_batch, model, heads, name="validation data")
         self._check_monitor(validation_data)
         objective = self._objective(model, batch.y)
         job = Job(

@@ -1,0 +1,144 @@
+"""Data of every form, in order; Keras's own reading of image folders is the oracle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import transferkit as tk
+from transferkit import errors
+from transferkit.data import Batch, batches
+
+
+def pictures(root: Path) -> Path:
+    random = np.random.default_rng(0)
+    for name, count in (("bees", 3), ("ants", 4)):
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = random.integers(0, 256, (20 + index, 30, 3), dtype=np.uint8)
+            (root / name / f"{index}.png").write_bytes(tf.io.encode_png(pixels).numpy())
+    return root
+
+
+def rows_seen(data: Any) -> list[int]:
+    return [int(row) for batch in batches(data, batch_size=4) for row in np.asarray(batch.x)[:, 0]]
+
+
+class Three(keras.utils.PyDataset):  # type: ignore[misc, unused-ignore]
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> Any:
+        return np.arange(4 * index, min(4 * index + 4, 10))[:, None], np.zeros(min(4, 10 - 4 * index))
+
+
+X = np.arange(10)[:, None]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        (X, np.zeros(10)),
+        [tf.constant(X), tf.zeros(10)],
+        (X,),
+        tf.data.Dataset.from_tensor_slices((X, np.zeros(10))).batch(3),
+        Three(),
+        [(X[:6], np.zeros(6)), (X[6:], np.zeros(4))],
+        tk.Data.arrays(X, np.zeros(10)),
+    ],
+    ids=["tuple", "tensors", "x only", "tf.data", "PyDataset", "list of batches", "Data"],
+)
+def test_every_row_once_and_in_order(data: Any) -> None:
+    assert rows_seen(data) == list(range(10))
+
+
+def test_inputs_stay_beside_their_labels_in_a_shuffled_data_set() -> None:
+    shuffled = tf.data.Dataset.from_tensor_slices((X, X[:, 0] * 10)).shuffle(10).batch(3)
+    for batch in batches(shuffled):
+        np.testing.assert_array_equal(batch.x[:, 0] * 10, batch.y)
+
+
+def test_nested_inputs_and_weights() -> None:
+    data = ({"a": X, "b": (X, X)}, X[:, 0], np.ones(10))
+    first = next(batches(data, batch_size=3))
+    assert isinstance(first, Batch)
+    assert first.x["b"][1].shape == (3, 1)
+    assert first.sample_weight.tolist() == [1, 1, 1]
+
+
+def test_an_image_folder_is_what_keras_reads(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "photos")
+    data = tk.Data.image_folder(folder, size=(16, 12))
+    assert data.class_names == ("ants", "bees")
+    assert data.labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    expected = keras.utils.image_dataset_from_directory(folder, image_size=(16, 12), shuffle=False, verbose=False)
+    x = np.concatenate([batch.x for batch in batches(data, batch_size=2)])
+    np.testing.assert_array_equal(x, np.concatenate([images for images, _ in expected]))
+    assert repr(data) == f"<Data.image_folder({str(folder)!r}): 7 rows, 2 classes>"
+
+
+def test_a_folder_of_pictures_trains_and_is_evaluated(tmp_path: Path) -> None:
+    data = tk.Data.image_folder(pictures(tmp_path / "photos"), size=(16, 16))
+    model = tk.ModelBuilder((16, 16, 3)).conv(2).pool().classifier(data.class_names).build(seed=0)
+    run = (
+        tk.FineTuner()
+        .phase("all", train=tk.Layers.all(), epochs=2)
+        .fit(model, data, validation_data=0.3, batch_size=2, verbose=0)
+    )
+    assert len(run.history["val_loss"]) == 2
+    assert 0 <= float(tk.Evaluator("accuracy").run(model, data)["accuracy"]) <= 1
+
+
+def test_take_and_split_say_which_rows_they_give() -> None:
+    data = tk.Data.arrays(X, np.repeat([0, 1], 5), class_names=["a", "b"])
+    assert rows_seen(data.take(np.array([3, 1, 8]))) == [3, 1, 8]
+    rest, part = data.split(0.4, seed=0)
+    assert np.bincount(part.labels).tolist() == [2, 2]
+    assert sorted(rows_seen(rest) + rows_seen(part)) == list(range(10))
+    assert rest.class_names == ("a", "b")
+
+
+def test_a_fingerprint_follows_content_and_order() -> None:
+    prints = [
+        tk.Data.arrays(x, y).fingerprint()
+        for x, y in ((X, X), (X.copy(), X.copy()), (X[::-1], X[::-1]), (X.astype("float32"), X), (X, None))
+    ]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 4
+
+
+def test_damaged_pictures_are_all_named(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "photos")
+    (folder / "ants" / "1.png").write_bytes(b"")
+    (folder / "bees" / "0.png").write_bytes((folder / "bees" / "0.png").read_bytes()[:40])
+    with pytest.raises(errors.DataError) as caught:
+        list(batches(tk.Data.image_folder(folder, size=(8, 8)), batch_size=8))
+    assert str(folder / "ants" / "1.png") in str(caught.value)
+    assert str(folder / "bees" / "0.png") in str(caught.value)
+    assert len(caught.value.found) == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: root / "none", "no such folder"),
+        (lambda root: root, "no folder in it"),
+        (lambda root: ((root / "p" / "empty").mkdir(parents=True), root / "p")[1], "no picture in 'empty'"),
+    ],
+)
+def test_folders_that_hold_no_pictures(tmp_path: Path, make: Any, message: str) -> None:
+    with pytest.raises(errors.DataError) as caught:
+        tk.Data.image_folder(make(tmp_path), size=(8, 8))
+    assert caught.value.found == (message,)
+
+
+@pytest.mark.parametrize("data", [X, "text", 3, {"x": X}])
+def test_what_is_no_data_is_told(data: Any) -> None:
+    with pytest.raises(errors.DataError) as caught:
+        list(batches(data))
+    assert "data comes as (x, y) of arrays, a tf.data.Dataset, a PyDataset or an iterable of batches" in str(caught.value)
