@@ -1,0 +1,732 @@
+"""Which array of a file belongs to which variable of a model: names, shapes and rules in, a mapping with its reasons out.
+
+Arrays and variables are matched a layer at a time. First by the rules (`map`), then by name, then by the path below a model that
+one side nests and the other doesn't, then by structure. A name counts as evidence only when somebody chose it: `dense_5` says no
+more than "a Dense layer made after five others", so such layers are matched by structure, the kinds of layers in order of
+creation with their shapes, and only where that leaves one way to do it. What two ways would fit is left to the caller's rules.
+
+Pure: no file, no Keras; the standard library only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from transferkit.errors import did_you_mean, shorten
+from transferkit.weights.names import canonical, covers, creation_number, is_automatic, kind_of, split_name
+
+__all__ = ["FileArray", "Match", "ModelVariable", "Pair", "Rules", "match"]
+
+
+@dataclass(frozen=True)
+class FileArray:
+    """One array of a file as matching sees it.
+
+    Args:
+        name: Its name in the file.
+        shape: Its shape in the file.
+        path: The path of its layer, parts joined by `/`, as far as the file tells.
+        variable: Its name within the layer; a number where the file knows the order only.
+        kind: The class of its layer, or empty.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    path: str = ""
+    variable: str = ""
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class ModelVariable:
+    """One variable of a model as matching sees it.
+
+    Args:
+        name: Its path in the model, unique: `backbone/conv1/kernel`.
+        shape: Its shape.
+        path: The path of the layer that owns it: `backbone/conv1`.
+        variable: Its name within that layer: `kernel`.
+        kind: The class of that layer: `Conv2D`.
+        also: Its other paths, where layers are shared or weights are tied.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    path: str = ""
+    variable: str = ""
+    kind: str = ""
+    also: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the caller asked for.
+
+    Args:
+        only: Patterns; variables of the model that match none of them are left alone.
+        skip: Patterns; variables of the model and arrays of the file that match one are left out.
+        skip_in_model: The same for the model's variables alone.
+        skip_in_file: The same for the file's arrays alone.
+        rename: Pairs of a regular expression and its replacement, applied to the file's names in order.
+        map: From a variable or a layer of the model to an array or a layer of the file.
+        by_order: Whether layers may be matched by their order alone.
+    """
+
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    skip_in_model: tuple[str, ...] = ()
+    skip_in_file: tuple[str, ...] = ()
+    rename: tuple[tuple[str, str], ...] = ()
+    map: Mapping[str, str] = field(default_factory=dict)
+    by_order: bool = False
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A variable and the array it takes.
+
+    Args:
+        target: The variable's name.
+        source: The array's name in the file.
+        how: `rule`, `name`, `path`, `structure` or `order`.
+    """
+
+    target: str
+    source: str
+    how: str
+
+
+@dataclass(frozen=True)
+class Match:
+    """The outcome.
+
+    Args:
+        pairs: What belongs together, in the model's order.
+        twins: Further arrays for a variable that has its own already, because the model ties what the file lists twice; their
+            content must be equal.
+        missing: Variables without an array, each with the reason.
+        unused: Arrays without a variable, each with the reason.
+        skipped: Variables a rule left out, each with the rule.
+        left_out: Arrays a rule left out, each with the rule.
+        problems: What can't be decided or doesn't fit, as sentences.
+        notes: What the caller should know though nothing is wrong.
+        rules: The calls that would settle `missing` and `unused`.
+    """
+
+    pairs: tuple[Pair, ...]
+    twins: tuple[Pair, ...]
+    missing: Mapping[str, str]
+    unused: Mapping[str, str]
+    skipped: Mapping[str, str]
+    left_out: Mapping[str, str]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    rules: tuple[str, ...]
+
+
+@dataclass
+class _Unit:
+    """A layer that owns arrays or variables: its path, kind, and the entries by their name within the layer."""
+
+    path: str
+    kind: str
+    entries: dict[str, tuple[str, tuple[int, ...]]]  # variable -> (full name, shape)
+    index: int
+
+    @property
+    def leaf(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    @property
+    def automatic(self) -> bool:
+        """Whether nobody chose its name."""
+        return is_automatic(self.leaf, self.kind)
+
+    @property
+    def numbered(self) -> bool:
+        """Whether Keras made up any part of its path."""
+        return self.automatic or any(is_automatic(part) for part in self.path.split("/")[:-1])
+
+    @property
+    def positional(self) -> bool:
+        return all(variable.isdigit() for variable in self.entries)
+
+    @property
+    def container(self) -> tuple[str, ...]:
+        """The models and blocks around it whose names somebody chose."""
+        return tuple(part for part in canonical(self.path).split("/")[:-1] if not is_automatic(part))
+
+    def text(self) -> str:
+        shapes = ", ".join(f"{variable} {shape}" for variable, (_, shape) in self.entries.items())
+        return f"{self.path!r} ({shapes})"
+
+
+Fits = Callable[[FileArray, ModelVariable], bool]
+
+
+def _same_shape(source: FileArray, target: ModelVariable) -> bool:
+    return source.shape == target.shape
+
+
+def match(
+    sources: Sequence[FileArray],
+    targets: Sequence[ModelVariable],
+    rules: Rules | None = None,
+    *,
+    fits: Fits = _same_shape,
+) -> Match:
+    """Matches the arrays of a file with the variables of a model.
+
+    Args:
+        sources: The arrays in the file's order.
+        targets: The variables in the model's order.
+        rules: What the caller asked for.
+        fits: Whether an array can become a variable as the rules stand; by default when the shapes are equal.
+
+    Returns:
+        The pairs and everything left over with its reason. A pair found by name may still fail `fits`: the caller reports it.
+        It depends on the order of the arguments only where it says so (`structure`, `order`).
+
+    Example:
+        >>> found = match([FileArray("a/kernel", (3, 2), "a", "kernel")], [ModelVariable("a/kernel", (3, 2), "a", "kernel")])
+        >>> found.pairs
+        (Pair(target='a/kernel', source='a/kernel', how='name'),)
+    """
+    return _Matching(sources, targets, rules or Rules(), fits).run()
+
+
+class _Matching:
+    def __init__(self, sources: Sequence[FileArray], targets: Sequence[ModelVariable], rules: Rules, fits: Fits) -> None:
+        self.rules = rules
+        self.fits = fits
+        self.sources = {source.name: source for source in sources}
+        self.targets = {target.name: target for target in targets}
+        self.pairs: dict[str, Pair] = {}
+        self.twins: list[Pair] = []
+        self.used: set[str] = set()
+        self.skipped: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+        self.why_missing: dict[str, str] = {}
+        self.why_unused: dict[str, str] = {}
+        self.asks_order = False
+        self.unsure: list[tuple[list[_Unit], list[_Unit]]] = []
+        self.names = {source.name: self._renamed(source) for source in sources}
+
+    def run(self) -> Match:
+        self._leave_out()
+        self._by_map()
+        self._by_name()
+        self._by_path()
+        self._by_structure()
+        if self.rules.by_order:
+            self._by_order()
+        return self._result()
+
+    # Names and rules
+
+    def _renamed(self, source: FileArray) -> str:
+        name = f"{source.path}/{source.variable}" if source.path else source.variable or source.name
+        for pattern, replacement in self.rules.rename:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def _leave_out(self) -> None:
+        rules = self.rules
+        used_patterns: set[str] = set()
+
+        def first(name: str, patterns: Iterable[str]) -> str | None:
+            hits = [pattern for pattern in patterns if covers(pattern, name)]
+            used_patterns.update(hits)
+            return hits[0] if hits else None
+
+        for name in self.targets:
+            kept = first(name, rules.only)
+            if rules.only and kept is None:
+                self.skipped[name] = f"not in .only({', '.join(map(repr, rules.only))})"
+            hit = first(name, (*rules.skip, *rules.skip_in_model))
+            if hit is not None:
+                self.skipped[name] = f".skip({hit!r})"
+        for name in self.sources:
+            hit = first(self.names[name], (*rules.skip, *rules.skip_in_file)) or first(name, (*rules.skip, *rules.skip_in_file))
+            if hit is not None:
+                self.left_out[name] = f".skip({hit!r})"
+        known = {*self.targets, *self.names.values(), *(t.path for t in self.targets.values())}
+        for word, patterns in (("only", rules.only), ("skip", (*rules.skip, *rules.skip_in_model, *rules.skip_in_file))):
+            for pattern in patterns:
+                if pattern not in used_patterns:
+                    self.problems.append(f".{word}({pattern!r}) matches nothing{did_you_mean(pattern, known)}")
+        for pattern, _ in rules.rename:
+            if not any(re.search(pattern, self._plain(source)) for source in self.sources.values()) and len(rules.rename) == 1:
+                self.problems.append(f".rename({pattern!r}, …) matches no name of the file")
+        self._twice()
+
+    @staticmethod
+    def _plain(source: FileArray) -> str:
+        return f"{source.path}/{source.variable}" if source.path else source.variable or source.name
+
+    def _twice(self) -> None:
+        by_name: dict[str, list[str]] = defaultdict(list)
+        for source, name in self.names.items():
+            by_name[name].append(source)
+        for name, together in by_name.items():
+            if len(together) > 1 and self.rules.rename:
+                self.problems.append(f"{len(together)} arrays are renamed to {name!r}: {shorten(together)}")
+
+    def _open_sources(self) -> list[str]:
+        return [name for name in self.sources if name not in self.used and name not in self.left_out]
+
+    def _open_targets(self) -> list[str]:
+        return [name for name in self.targets if name not in self.pairs and name not in self.skipped]
+
+    def _pair(self, target: str, source: str, how: str) -> None:
+        self.pairs[target] = Pair(target, source, how)
+        self.used.add(source)
+
+    # By rule
+
+    def _by_map(self) -> None:
+        for target, source in self.rules.map.items():
+            wanted = [n for n in self.targets if covers(target, n)]
+            given = [n for n in self.sources if covers(source, self.names[n]) or covers(source, n)]
+            if not wanted:
+                hint = did_you_mean(target, [*self.targets, *(t.path for t in self.targets.values())])
+                self.problems.append(f".map: the model has no {target!r}{hint}")
+            if not given:
+                hint = did_you_mean(source, [*self.names.values(), *(s.path for s in self.sources.values())])
+                self.problems.append(f".map: the file has no {source!r}{hint}")
+            if not wanted or not given:
+                continue
+            if len(wanted) == 1 and len(given) == 1:
+                self._pair(wanted[0], given[0], "rule")
+                continue
+            to = _units([self.targets[n] for n in wanted])
+            of = _units([self._as_renamed(n) for n in given])
+            inner_to = {unit.path[len(target) :]: unit for unit in to}
+            inner_of = {unit.path[len(source) :]: unit for unit in of}
+            if set(inner_to) != set(inner_of) and len(to) == len(of) == 1:
+                inner_of = {next(iter(inner_to)): of[0]}
+            for inner, unit in inner_to.items():
+                if inner in inner_of:
+                    self._join(inner_of[inner], unit, "rule")
+            # Layers of either side without a counterpart stay open, and are reported as such.
+
+    def _as_renamed(self, name: str) -> FileArray:
+        source = self.sources[name]
+        path, variable = split_name(self.names[name])
+        return FileArray(name, source.shape, path, variable, source.kind)
+
+    def _open_units(self) -> tuple[list[_Unit], list[_Unit]]:
+        return (
+            _units([self._as_renamed(name) for name in self._open_sources()]),
+            _units([self.targets[name] for name in self._open_targets()]),
+        )
+
+    def _entries(self, source: _Unit, target: _Unit) -> list[tuple[str, str]]:
+        """Full names of the entries of two layers that belong together: by name, or by position where the file has no names."""
+        if source.positional and not target.positional:
+            if len(source.entries) != len(target.entries):
+                return []
+            ordered = sorted(source.entries, key=int)
+            return [(source.entries[s][0], target.entries[t][0]) for s, t in zip(ordered, target.entries, strict=True)]
+        found = []
+        for variable, (name, _) in target.entries.items():
+            for word in (variable, *_OTHER_WORDS.get((kind_of(target.kind), variable), ()), *_OTHER_WORDS.get(("", variable), ())):
+                if word in source.entries:
+                    found.append((source.entries[word][0], name))
+                    break
+        return found
+
+    def _join(self, source: _Unit, target: _Unit, how: str) -> bool:
+        entries = self._entries(source, target)
+        if source.positional and not target.positional and not entries:
+            self.problems.append(
+                f"{target.path!r}: the file has {len(source.entries)} arrays in {source.path!r} and doesn't name them, the layer "
+                f"has {len(target.entries)} ({', '.join(target.entries)})"
+            )
+            for name, _ in target.entries.values():
+                self.why_missing[name] = f"the file's {source.path!r} has another number of arrays"
+            for name, _ in source.entries.values():
+                self.why_unused[name] = f"the model's {target.path!r} has another number of variables"
+            return False
+        if self._positional_is_ambiguous(source, target):
+            self.asks_order = True
+            self.problems.append(
+                f"{target.path!r}: the file doesn't name the arrays of {source.path!r}; of {', '.join(target.entries)} it may as "
+                "well hold another choice of the same shapes (a BatchNormalization without center or without scale)"
+            )
+            for name, _ in target.entries.values():
+                self.why_missing[name] = "the file doesn't name its arrays, and more than one reading fits"
+            return False
+        for s, t in entries:
+            self._pair(t, s, how)
+        return bool(entries)
+
+    def _positional_is_ambiguous(self, source: _Unit, target: _Unit) -> bool:
+        if not source.positional or target.positional or self.rules.by_order:
+            return False
+        return kind_of(target.kind) in ("batchnormalization", "layernormalization", "groupnormalization") and (
+            len(target.entries) in (1, 3) if "batch" in kind_of(target.kind) else len(target.entries) == 1
+        )
+
+    def _fitting(self, source: _Unit, target: _Unit) -> bool:
+        """Whether two layers can belong together: kinds that agree where both are known, and each entry in its place."""
+        if source.kind and target.kind and kind_of(source.kind) != kind_of(target.kind):
+            return False
+        if len(source.entries) != len(target.entries):
+            return False
+        entries = self._entries(source, target)
+        return len(entries) == len(target.entries) and all(
+            self.fits(self._as_renamed(s), self.targets[t]) for s, t in entries
+        )
+
+    # By name
+
+    def _by_name(self) -> None:
+        sources, targets = self._open_units()
+        by_path: dict[str, list[_Unit]] = defaultdict(list)
+        for unit in sources:
+            by_path[canonical(unit.path)].append(unit)
+        seen: dict[str, list[_Unit]] = defaultdict(list)
+        for unit in targets:
+            seen[canonical(unit.path)].append(unit)
+        for path, same in seen.items():
+            found = by_path.get(path, [])
+            if not found or same[0].numbered:
+                continue
+            if len(found) == 1 and len(same) == 1:
+                self._join(found[0], same[0], "name")
+            else:
+                self._ambiguous(found, same)
+        self._by_other_names()
+
+    def _by_other_names(self) -> None:
+        """What the file lists twice and the model holds once."""
+        also = {name: target for target in self.targets.values() for name in (target.name, *target.also) if target.also}
+        for source in self._open_sources():
+            target = also.get(self.names[source])
+            if target is not None and target.name in self.pairs:
+                self.twins.append(Pair(target.name, source, "name"))
+                self.used.add(source)
+
+    def _by_path(self) -> None:
+        """Layers with the same chosen name, where one side has a model around them that the other hasn't."""
+        sources, targets = self._open_units()
+        of, to = (_by_leaf(units) for units in (sources, targets))
+        for leaf, here in to.items():
+            there = of.get(leaf, [])
+            candidates = [
+                (s, t) for s in there for t in here if _nested(canonical(s.path), canonical(t.path)) and not self._both_sided(s, t)
+            ]
+            if not candidates:
+                continue
+            if len({id(s) for s, _ in candidates}) == len({id(t) for _, t in candidates}) == len(candidates):
+                for s, t in candidates:
+                    self._join(s, t, "path")
+            else:
+                self._ambiguous(list({id(s): s for s, _ in candidates}.values()), list({id(t): t for _, t in candidates}.values()))
+
+    def _may_join(self, source: _Unit, target: _Unit) -> bool:
+        """Whether structure may decide: no two names that somebody chose contradict each other."""
+        if self._both_sided(source, target):
+            return False
+        return source.automatic or target.automatic or source.leaf == target.leaf
+
+    def _both_sided(self, source: _Unit, target: _Unit) -> bool:
+        """Whether both lie in models that somebody named, and named differently: then the layers are not the same."""
+        return bool(source.container) and bool(target.container) and source.container != target.container
+
+    def _ambiguous(self, sources: Sequence[_Unit], targets: Sequence[_Unit]) -> None:
+        self.unsure.append((list(sources), list(targets)))
+
+    def _say_unsure(self) -> None:
+        """Reports the ambiguities that no later step settled."""
+        for sources, targets in self.unsure:
+            of = [u for u in sources if not all(name in self.used for name, _ in u.entries.values())]
+            to = [u for u in targets if not all(name in self.pairs for name, _ in u.entries.values())]
+            if not of or not to:
+                continue
+            self.problems.append(
+                f"more than one way to match: in the file {', '.join(unit.text() for unit in of)}; "
+                f"in the model {', '.join(unit.text() for unit in to)}"
+            )
+            for units, candidates, why in ((to, of, self.why_missing), (of, to, self.why_unused)):
+                side = "file" if units is to else "model"
+                for unit in units:
+                    for name, _ in unit.entries.values():
+                        why[name] = f"the {side}'s {shorten(u.path for u in candidates)} would fit as well as each other"
+
+    # By structure
+
+    def _by_structure(self) -> None:
+        sources, targets = self._open_units()
+        of: dict[tuple[str, ...], list[_Unit]] = defaultdict(list)
+        to: dict[tuple[str, ...], list[_Unit]] = defaultdict(list)
+        for unit in sources:
+            of[unit.container].append(unit)
+        for unit in targets:
+            to[unit.container].append(unit)
+        if set(of) == set(to):
+            for container, units in to.items():
+                self._structure(of[container], units)
+        else:
+            self._structure(sources, targets)
+
+    def _structure(self, sources: list[_Unit], targets: list[_Unit]) -> None:
+        whole = len(sources) == len(targets) and all(
+            self._may_join(s, t) and self._fitting(s, t) for s, t in zip(sources, targets, strict=True)
+        )
+        by_shapes: dict[tuple[tuple[int, ...], ...], list[tuple[_Unit, _Unit]]] = defaultdict(list)
+        if whole:
+            for s, t in zip(sources, targets, strict=True):
+                by_shapes[_shapes(t)].append((s, t))
+            for together in by_shapes.values():
+                if len(together) == 1 or _same_creation_order(together):
+                    for s, t in together:
+                        self._join(s, t, "structure")
+                else:
+                    self.asks_order = True
+                    self._ambiguous([s for s, _ in together], [t for _, t in together])
+            return
+        # Something is left over on one side: only layers that fit nothing else but each other are sure.
+        fitting = [(s, t) for s in sources for t in targets if self._fitting(s, t)]
+        fits_of: dict[int, list[_Unit]] = defaultdict(list)
+        fits_to: dict[int, list[_Unit]] = defaultdict(list)
+        for s, t in fitting:
+            fits_of[id(s)].append(t)
+            fits_to[id(t)].append(s)
+        sure = [
+            (s, t)
+            for s, t in fitting
+            if len(fits_of[id(s)]) == 1 and len(fits_to[id(t)]) == 1 and self._may_join(s, t)
+        ]
+        crossing = {
+            id(unit)
+            for s, t in sure
+            for other, there in sure
+            if (s.index - other.index) * (t.index - there.index) < 0
+            for unit in (s, t)
+        }
+        for s, t in sure:
+            if id(s) in crossing:
+                self._ambiguous([s], [t])
+            else:
+                self._join(s, t, "structure")
+        unsure: dict[tuple[tuple[int, ...], ...], tuple[dict[int, _Unit], dict[int, _Unit]]] = {}
+        for s, t in fitting:
+            if len(fits_of[id(s)]) > 1 or len(fits_to[id(t)]) > 1:
+                group = unsure.setdefault(_shapes(t), ({}, {}))
+                group[0][id(s)] = s
+                group[1][id(t)] = t
+        for here, there in unsure.values():
+            if not self.rules.by_order:
+                self._ambiguous(list(here.values()), list(there.values()))
+        for s, t in fitting:
+            if not self._may_join(s, t) and len(fits_of[id(s)]) == 1 and len(fits_to[id(t)]) == 1:
+                self.asks_order = True
+                for name, _ in t.entries.values():
+                    self.why_missing[name] = f"no {t.path!r} in the file; its {s.path!r} has the same shapes but another name"
+                for name, _ in s.entries.values():
+                    self.why_unused[name] = f"no {s.path!r} in the model; its {t.path!r} has the same shapes but another name"
+        self._neighbours()
+
+    def _neighbours(self) -> None:
+        """One layer of a kind left on each side: most likely the same with other shapes. Paired, so that both shapes are told."""
+        sources, targets = self._open_units()
+        for t in targets:
+            near = [
+                s
+                for s in sources
+                if self._may_join(s, t)
+                and self._entries(s, t)
+                and len(s.entries) == len(t.entries)
+                and (not s.kind or kind_of(s.kind) == kind_of(t.kind))
+                and all(len(self.sources[a].shape) == len(self.targets[b].shape) for a, b in self._entries(s, t))
+            ]
+            alone = [o for o in targets if kind_of(o.kind) == kind_of(t.kind)]
+            if len(near) == 1 and len(alone) == 1 and not any(name in self.why_unused for name, _ in near[0].entries.values()):
+                self._join(near[0], t, "structure")
+
+    # By order
+
+    def _by_order(self) -> None:
+        sources, targets = self._open_units()
+        if not sources or not targets:
+            return
+        self.why_missing = {k: v for k, v in self.why_missing.items() if k not in self._open_targets()}
+        if len(sources) == len(targets) and all(self._fitting(s, t) for s, t in zip(sources, targets, strict=True)):
+            pairs = list(zip(sources, targets, strict=True))
+        else:
+            pairs = []
+            groups: dict[str, list[_Unit]] = defaultdict(list)
+            for unit in targets:
+                groups[kind_of(unit.kind)].append(unit)
+            taken: set[int] = set()
+            for units in groups.values():
+                fitting = [s for s in sources if id(s) not in taken and any(self._fitting(s, t) for t in units)]
+                if len(fitting) == len(units) and all(self._fitting(s, t) for s, t in zip(fitting, units, strict=True)):
+                    pairs += zip(fitting, units, strict=True)
+                    taken.update(id(s) for s in fitting)
+                else:
+                    self.problems.append(
+                        f".by_order(): {len(units)} layers of the kind {units[0].kind or '?'} in the model and {len(fitting)} that fit "
+                        "in the file, not one by one the same shapes"
+                    )
+        for s, t in pairs:
+            self._join(s, t, "order")
+        if pairs:
+            self.notes.append(
+                f"{len(pairs)} layers were matched by their order alone, as asked: "
+                + shorten(f"{s.path} → {t.path}" for s, t in pairs)
+            )
+
+    # The outcome
+
+    def _result(self) -> Match:
+        self._say_unsure()
+        missing = {name: self.why_missing.get(name) or self._why_missing(name) for name in self._open_targets()}
+        unused = {name: self.why_unused.get(name) or self._why_unused(name) for name in self._open_sources()}
+        if self.rules.only:
+            self.left_out |= {name: "not needed for .only(…)" for name in unused}
+            unused = {}
+        order = {name: i for i, name in enumerate(self.targets)}
+        return Match(
+            pairs=tuple(sorted(self.pairs.values(), key=lambda pair: order[pair.target])),
+            twins=tuple(self.twins),
+            missing=missing,
+            unused=unused,
+            skipped=self.skipped,
+            left_out={name: why for name, why in self.left_out.items() if name not in self.used},
+            problems=tuple(self.problems),
+            notes=tuple(self.notes),
+            rules=self._suggestions(missing, unused),
+        )
+
+    def _why_missing(self, name: str) -> str:
+        target = self.targets[name]
+        same = [s for s in self.sources if covers(target.path, self.names[s])]
+        if same and not is_automatic(target.path.rpartition("/")[2], target.kind):
+            return f"the file's {target.path!r} has no {target.variable!r}, only {shorten(self.sources[s].variable for s in same)}"
+        known = {path for path, _ in map(split_name, self.names.values())}
+        hint = "" if is_automatic(target.path.rpartition("/")[2], target.kind) else did_you_mean(target.path, known)
+        return f"no layer of the file fits{hint}"
+
+    def _why_unused(self, name: str) -> str:
+        path, variable = split_name(self.names[name])
+        same = [t for t in self.targets.values() if t.path == path]
+        if same and not is_automatic(path.rpartition("/")[2], self.sources[name].kind):
+            return f"the model's {path!r} has no {variable!r}, only {shorten(t.variable for t in same)}"
+        hint = "" if is_automatic(path.rpartition("/")[2]) else did_you_mean(path, {t.path for t in self.targets.values()})
+        return f"no layer of the model fits{hint}"
+
+    def _suggestions(self, missing: Mapping[str, str], unused: Mapping[str, str]) -> tuple[str, ...]:
+        rules: list[str] = []
+        undecided = {name for side in self.unsure for units in side for unit in units for name, _ in unit.entries.values()}
+        for here, there in self.unsure:
+            self.asks_order = self.asks_order or len(here) == len(there)
+            if len(here) != len(there):
+                rules.append(f'.map({{"{there[0].path}": "{here[0].path}"}}) and so on, one entry for each')
+        missing = {name: why for name, why in missing.items() if name not in undecided}
+        unused = {name: why for name, why in unused.items() if name not in undecided}
+        to = _whole_layers([self.targets[n].path for n in missing], [t.path for n, t in self.targets.items() if n not in missing])
+        of = _whole_layers(
+            [split_name(self.names[n])[0] for n in unused], [split_name(self.names[n])[0] for n in self.sources if n not in unused]
+        )
+        if to:
+            rules.append(f".skip({_listed(to)}, of=\"model\")")
+        if of:
+            rules.append(f".skip({_listed(of)}, of=\"file\")")
+        for t, s in self._renames(missing, unused):
+            rules.append(f'.map({{"{t}": "{s}"}})')
+        if self.asks_order and not self.rules.by_order:
+            rules.append(".by_order()")
+        return tuple(rules)
+
+    def _renames(self, missing: Mapping[str, str], unused: Mapping[str, str]) -> list[tuple[str, str]]:
+        to = _units([self.targets[n] for n in missing])
+        of = _units([self._as_renamed(n) for n in unused])
+        found = []
+        for t in to:
+            fitting = [s for s in of if self._fitting(s, t)]
+            if len(fitting) == 1 and sum(self._fitting(fitting[0], other) for other in to) == 1:
+                found.append((t.path, fitting[0].path))
+        return found[:3]
+
+
+# Names that versions of Keras gave the same variable; (kind, variable) or ("", variable) for every kind.
+_OTHER_WORDS: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("", "kernel"): ("W",),
+    ("", "bias"): ("b",),
+    ("", "embeddings"): ("W",),
+    ("", "moving_mean"): ("running_mean",),
+    ("depthwiseconv1d", "kernel"): ("depthwise_kernel",),
+    ("depthwiseconv2d", "kernel"): ("depthwise_kernel",),
+}
+
+
+def _units(entries: Sequence[FileArray] | Sequence[ModelVariable]) -> list[_Unit]:
+    units: dict[str, _Unit] = {}
+    for entry in entries:
+        unit = units.setdefault(entry.path, _Unit(entry.path, entry.kind, {}, len(units)))
+        variable = entry.variable
+        while variable in unit.entries:
+            variable += "'"
+        unit.entries[variable] = (entry.name, entry.shape)
+    return list(units.values())
+
+
+def _by_leaf(units: Sequence[_Unit]) -> dict[str, list[_Unit]]:
+    found: dict[str, list[_Unit]] = defaultdict(list)
+    for unit in units:
+        if not unit.automatic:
+            found[unit.leaf].append(unit)
+    return found
+
+
+def _nested(one: str, other: str) -> bool:
+    return one.endswith(f"/{other}") or other.endswith(f"/{one}") or one == other or _chosen(one) == _chosen(other)
+
+
+def _chosen(path: str) -> tuple[str, ...]:
+    """The parts of a path that somebody named."""
+    return tuple(part for part in path.split("/") if not is_automatic(part))
+
+
+def _shapes(unit: _Unit) -> tuple[tuple[int, ...], ...]:
+    return tuple(shape for _, shape in unit.entries.values())
+
+
+def _same_creation_order(pairs: Sequence[tuple[_Unit, _Unit]]) -> bool:
+    """Whether layers of equal shapes, all named by Keras, were made in the same order on both sides."""
+    if not all(s.numbered and t.numbered for s, t in pairs):
+        return False
+    for side in (0, 1):
+        numbers = [creation_number(pair[side].path) for pair in pairs]
+        if numbers != sorted(numbers) or len(set(numbers)) < len(numbers):
+            return False
+    return True
+
+
+def _whole_layers(wanted: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Patterns that cover the wanted paths and none of the others: whole models where possible."""
+    others_set = set(others)
+    found: dict[str, None] = {}
+    for path in wanted:
+        parts = path.split("/")
+        for end in range(1, len(parts) + 1):
+            prefix = "/".join(parts[:end])
+            if not any(other == prefix or other.startswith(f"{prefix}/") for other in others_set):
+                found[prefix] = None
+                break
+        else:
+            found[path] = None
+    return list(found)
+
+
+def _listed(patterns: Sequence[str], most: int = 8) -> str:
+    shown = ", ".join(f'"{pattern}/*"' for pattern in patterns[:most])
+    return shown if len(patterns) <= most else f"{shown}, …"
