@@ -111,6 +111,7 @@ class Match:
         unused: Arrays without a variable, each with the reason.
         skipped: Variables a rule left out, each with the rule.
         left_out: Arrays a rule left out, each with the rule.
+        undecided: The names among `missing` and `unused` that an ambiguity in `problems` speaks of already.
         problems: What can't be decided or doesn't fit, as sentences.
         notes: What the caller should know though nothing is wrong.
         rules: The calls that would settle `missing` and `unused`.
@@ -122,6 +123,7 @@ class Match:
     unused: Mapping[str, str]
     skipped: Mapping[str, str]
     left_out: Mapping[str, str]
+    undecided: frozenset[str]
     problems: tuple[str, ...]
     notes: tuple[str, ...]
     rules: tuple[str, ...]
@@ -214,6 +216,7 @@ class _Matching:
         self.why_missing: dict[str, str] = {}
         self.why_unused: dict[str, str] = {}
         self.asks_order = False
+        self.undecided: set[str] = set()
         self.unsure: list[tuple[list[_Unit], list[_Unit]]] = []
         self.names = {source.name: self._renamed(source) for source in sources}
 
@@ -294,10 +297,10 @@ class _Matching:
             wanted = [n for n in self.targets if covers(target, n)]
             given = [n for n in self.sources if covers(source, self.names[n]) or covers(source, n)]
             if not wanted:
-                hint = did_you_mean(target, [*self.targets, *(t.path for t in self.targets.values())])
+                hint = did_you_mean(target, {*self.targets, *(t.path for t in self.targets.values())})
                 self.problems.append(f".map: the model has no {target!r}{hint}")
             if not given:
-                hint = did_you_mean(source, [*self.names.values(), *(s.path for s in self.sources.values())])
+                hint = did_you_mean(source, {*self.names.values(), *(s.path for s in self.sources.values())})
                 self.problems.append(f".map: the file has no {source!r}{hint}")
             if not wanted or not given:
                 continue
@@ -335,7 +338,11 @@ class _Matching:
             return [(source.entries[s][0], target.entries[t][0]) for s, t in zip(ordered, target.entries, strict=True)]
         found = []
         for variable, (name, _) in target.entries.items():
-            for word in (variable, *_OTHER_WORDS.get((kind_of(target.kind), variable), ()), *_OTHER_WORDS.get(("", variable), ())):
+            for word in (
+                variable,
+                *_OTHER_WORDS.get((kind_of(target.kind), variable), ()),
+                *_OTHER_WORDS.get(("", variable), ()),
+            ):
                 if word in source.entries:
                     found.append((source.entries[word][0], name))
                     break
@@ -380,9 +387,7 @@ class _Matching:
         if len(source.entries) != len(target.entries):
             return False
         entries = self._entries(source, target)
-        return len(entries) == len(target.entries) and all(
-            self.fits(self._as_renamed(s), self.targets[t]) for s, t in entries
-        )
+        return len(entries) == len(target.entries) and all(self.fits(self._as_renamed(s), self.targets[t]) for s, t in entries)
 
     # By name
 
@@ -420,7 +425,12 @@ class _Matching:
         for leaf, here in to.items():
             there = of.get(leaf, [])
             candidates = [
-                (s, t) for s in there for t in here if _nested(canonical(s.path), canonical(t.path)) and not self._both_sided(s, t)
+                (s, t)
+                for s in there
+                for t in here
+                if _nested(canonical(s.path), canonical(t.path))
+                and not self._both_sided(s, t)
+                and (not (s.automatic or t.automatic) or self._fitting(s, t))
             ]
             if not candidates:
                 continue
@@ -428,7 +438,9 @@ class _Matching:
                 for s, t in candidates:
                     self._join(s, t, "path")
             else:
-                self._ambiguous(list({id(s): s for s, _ in candidates}.values()), list({id(t): t for _, t in candidates}.values()))
+                self._ambiguous(
+                    list({id(s): s for s, _ in candidates}.values()), list({id(t): t for _, t in candidates}.values())
+                )
 
     def _may_join(self, source: _Unit, target: _Unit) -> bool:
         """Whether structure may decide: no two names that somebody chose contradict each other."""
@@ -448,17 +460,20 @@ class _Matching:
         for sources, targets in self.unsure:
             of = [u for u in sources if not all(name in self.used for name, _ in u.entries.values())]
             to = [u for u in targets if not all(name in self.pairs for name, _ in u.entries.values())]
-            if not of or not to:
-                continue
-            self.problems.append(
+            text = (
                 f"more than one way to match: in the file {', '.join(unit.text() for unit in of)}; "
                 f"in the model {', '.join(unit.text() for unit in to)}"
             )
+            if not of or not to or text in self.problems:
+                continue
+            self.problems.append(text)
             for units, candidates, why in ((to, of, self.why_missing), (of, to, self.why_unused)):
                 side = "file" if units is to else "model"
+                fit = "fits" if len(candidates) == 1 else "each fit as well"
                 for unit in units:
                     for name, _ in unit.entries.values():
-                        why[name] = f"the {side}'s {shorten(u.path for u in candidates)} would fit as well as each other"
+                        self.undecided.add(name)
+                        why[name] = f"the {side}'s {shorten(u.path for u in candidates)} {fit}"
 
     # By structure
 
@@ -499,11 +514,7 @@ class _Matching:
         for s, t in fitting:
             fits_of[id(s)].append(t)
             fits_to[id(t)].append(s)
-        sure = [
-            (s, t)
-            for s, t in fitting
-            if len(fits_of[id(s)]) == 1 and len(fits_to[id(t)]) == 1 and self._may_join(s, t)
-        ]
+        sure = [(s, t) for s, t in fitting if len(fits_of[id(s)]) == 1 and len(fits_to[id(t)]) == 1 and self._may_join(s, t)]
         crossing = {
             id(unit)
             for s, t in sure
@@ -573,8 +584,8 @@ class _Matching:
                     taken.update(id(s) for s in fitting)
                 else:
                     self.problems.append(
-                        f".by_order(): {len(units)} layers of the kind {units[0].kind or '?'} in the model and {len(fitting)} that fit "
-                        "in the file, not one by one the same shapes"
+                        f".by_order(): {len(units)} layers of the kind {units[0].kind or '?'} in the model, {len(fitting)} that "
+                        "could be theirs in the file, not of the same shapes one by one"
                     )
         for s, t in pairs:
             self._join(s, t, "order")
@@ -591,7 +602,7 @@ class _Matching:
         missing = {name: self.why_missing.get(name) or self._why_missing(name) for name in self._open_targets()}
         unused = {name: self.why_unused.get(name) or self._why_unused(name) for name in self._open_sources()}
         if self.rules.only:
-            self.left_out |= {name: "not needed for .only(…)" for name in unused}
+            self.left_out |= dict.fromkeys(unused, "not needed for .only(…)")
             unused = {}
         order = {name: i for i, name in enumerate(self.targets)}
         return Match(
@@ -601,6 +612,7 @@ class _Matching:
             unused=unused,
             skipped=self.skipped,
             left_out={name: why for name, why in self.left_out.items() if name not in self.used},
+            undecided=frozenset(self.undecided),
             problems=tuple(self.problems),
             notes=tuple(self.notes),
             rules=self._suggestions(missing, unused),
@@ -610,7 +622,9 @@ class _Matching:
         target = self.targets[name]
         same = [s for s in self.sources if covers(target.path, self.names[s])]
         if same and not is_automatic(target.path.rpartition("/")[2], target.kind):
-            return f"the file's {target.path!r} has no {target.variable!r}, only {shorten(self.sources[s].variable for s in same)}"
+            return (
+                f"the file's {target.path!r} has no {target.variable!r}, only {shorten(self.sources[s].variable for s in same)}"
+            )
         known = {path for path, _ in map(split_name, self.names.values())}
         hint = "" if is_automatic(target.path.rpartition("/")[2], target.kind) else did_you_mean(target.path, known)
         return f"no layer of the file fits{hint}"
@@ -625,21 +639,23 @@ class _Matching:
 
     def _suggestions(self, missing: Mapping[str, str], unused: Mapping[str, str]) -> tuple[str, ...]:
         rules: list[str] = []
-        undecided = {name for side in self.unsure for units in side for unit in units for name, _ in unit.entries.values()}
         for here, there in self.unsure:
+            if not any(name in self.undecided for unit in there for name, _ in unit.entries.values()):
+                continue
             self.asks_order = self.asks_order or len(here) == len(there)
             if len(here) != len(there):
                 rules.append(f'.map({{"{there[0].path}": "{here[0].path}"}}) and so on, one entry for each')
-        missing = {name: why for name, why in missing.items() if name not in undecided}
-        unused = {name: why for name, why in unused.items() if name not in undecided}
+        missing = {name: why for name, why in missing.items() if name not in self.undecided}
+        unused = {name: why for name, why in unused.items() if name not in self.undecided}
         to = _whole_layers([self.targets[n].path for n in missing], [t.path for n, t in self.targets.items() if n not in missing])
         of = _whole_layers(
-            [split_name(self.names[n])[0] for n in unused], [split_name(self.names[n])[0] for n in self.sources if n not in unused]
+            [split_name(self.names[n])[0] for n in unused],
+            [split_name(self.names[n])[0] for n in self.sources if n not in unused],
         )
         if to:
-            rules.append(f".skip({_listed(to)}, of=\"model\")")
+            rules.append(f'.skip({_listed(to)}, of="model")')
         if of:
-            rules.append(f".skip({_listed(of)}, of=\"file\")")
+            rules.append(f'.skip({_listed(of)}, of="file")')
         for t, s in self._renames(missing, unused):
             rules.append(f'.map({{"{t}": "{s}"}})')
         if self.asks_order and not self.rules.by_order:
@@ -680,10 +696,11 @@ def _units(entries: Sequence[FileArray] | Sequence[ModelVariable]) -> list[_Unit
 
 
 def _by_leaf(units: Sequence[_Unit]) -> dict[str, list[_Unit]]:
+    """The layers by the innermost part of their path that somebody named."""
     found: dict[str, list[_Unit]] = defaultdict(list)
     for unit in units:
-        if not unit.automatic:
-            found[unit.leaf].append(unit)
+        if chosen := _chosen(unit.path):
+            found[chosen[-1]].append(unit)
     return found
 
 

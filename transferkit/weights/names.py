@@ -18,23 +18,28 @@ _SAME_KIND = {
     "separableconvolution2d": "separableconv2d",
     "cudnnlstm": "lstm",
     "cudnngru": "gru",
+    "lstmcell": "lstm",
+    "grucell": "gru",
+    "simplernncell": "simplernn",
+    "convlstmcell": "convlstm2d",
     "syncbatchnormalization": "batchnormalization",
     "batchnormalizationv1": "batchnormalization",
     "batchnormalizationv2": "batchnormalization",
 }
 
 # Keras's layers that hold weights, and the containers it names by itself.
-_AUTOMATIC = frozenset(
-    """
-    additiveattention attention batchnormalization bidirectional cudnngru cudnnlstm conv conv1d conv1dtranspose conv2d
-    conv2dtranspose conv3d conv3dtranspose convlstm1d convlstm2d convlstm3d convolution1d convolution2d convolution3d
-    deconvolution2d dense depthwiseconv1d depthwiseconv2d einsumdense embedding functional groupnormalization
-    groupqueryattention gru grucell grouped layernormalization locallyconnected1d locallyconnected2d lstm lstmcell maxoutdense
-    model multiheadattention normalization prelu rmsnormalization rnn separableconv1d separableconv2d separableconvolution2d
-    sequential simplernn simplernncell spectralnormalization stackedrnncells timedistributed timedistributeddense
-    unitnormalization discretization layer
-    """.split()
-)
+# fmt: off
+_AUTOMATIC = frozenset({
+    "additiveattention", "attention", "batchnormalization", "bidirectional", "conv", "conv1d", "conv1dtranspose", "conv2d",
+    "conv2dtranspose", "conv3d", "conv3dtranspose", "convlstm1d", "convlstm2d", "convlstm3d", "convolution1d",
+    "convolution2d", "convolution3d", "cudnngru", "cudnnlstm", "deconvolution2d", "dense", "depthwiseconv1d",
+    "depthwiseconv2d", "discretization", "einsumdense", "embedding", "functional", "groupnormalization",
+    "groupqueryattention", "gru", "grucell", "layernormalization", "locallyconnected1d", "locallyconnected2d", "lstm",
+    "lstmcell", "maxoutdense", "model", "multiheadattention", "normalization", "prelu", "rmsnormalization", "rnn",
+    "separableconv1d", "separableconv2d", "separableconvolution2d", "sequential", "simplernn", "simplernncell",
+    "spectralnormalization", "stackedrnncells", "timedistributed", "timedistributeddense", "unitnormalization",
+})
+# fmt: on
 
 
 def snake_case(class_name: str) -> str:
@@ -74,7 +79,7 @@ def creation_number(path: str) -> tuple[int, ...]:
 
 
 def canonical(path: str) -> str:
-    """A layer's path without what versions of Keras word differently: cells of recurrent layers, the count in `forward_lstm_3`."""
+    """A layer's path without what versions of Keras word differently: recurrent cells, and the count in `forward_lstm_3`."""
     kept = []
     for i, part in enumerate(path.split("/")):
         if i and re.fullmatch(r"(lstm|gru|simple_rnn|conv_lstm\d?d?)_cell(_\d+)?", part):

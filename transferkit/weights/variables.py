@@ -1,8 +1,7 @@
 """The variables of a Keras model with the layer that owns each, in the model's order; by public means only.
 
 Models are opened by `.layers`. A layer that holds others without being a model (a wrapper, attention, a block of the user's) has
-no public list of them, so its attributes are looked through, lists and dicts included. Names come from `variable.path`, which
-Keras's own files use too.
+no public list of them, so its attributes are looked through, lists and dicts included.
 May import Keras.
 """
 
@@ -17,10 +16,11 @@ import numpy as np
 
 from transferkit._keras import keras
 from transferkit.errors import ModelError, shorten
+from transferkit.weights.digest import digest_of
 from transferkit.weights.matching import ModelVariable
 from transferkit.weights.names import covers
 
-__all__ = ["Slot", "check_built", "slots_of"]
+__all__ = ["Slot", "check_built", "digests_of", "slots_of"]
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,15 @@ class Slot:
         return self.info.name
 
     @property
+    def size(self) -> int:
+        """The number of elements."""
+        return int(np.prod(self.info.shape, dtype=np.int64))
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype in which its values are kept."""
-        return np.dtype(keras.backend.standardize_dtype(self.variable.dtype))
+        dtype: np.dtype[Any] = np.dtype(keras.backend.standardize_dtype(self.variable.dtype))
+        return dtype
 
 
 def _leaves(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -79,26 +85,34 @@ def _held(layer: Any) -> Iterator[Any]:
         yield from inside(value, 3)
 
 
-def _owners(layer: Any, found: dict[int, Any], seen: set[int]) -> None:
-    """Fills `found` with the innermost layer that owns each variable of `layer`."""
+@dataclass(frozen=True)
+class _Owned:
+    """Where a variable lives inside a layer: the innermost layer that made it, and the names on the way there."""
+
+    owner: Any
+    inside: str
+
+
+def _owned(layer: Any, inside: str, found: dict[int, _Owned], seen: set[int]) -> None:
+    """Fills `found` with the innermost owner of each variable of `layer`.
+
+    The names on the way come from the layers: `variable.path` is another one after a model was rebuilt from its configuration.
+    """
     if id(layer) in seen:
         return
     seen.add(id(layer))
-    own = {id(v) for v in layer.weights}
-    for held in _held(layer):
-        if {id(v) for v in held.weights} <= own:  # otherwise it is held by reference only
-            _owners(held, found, seen)
+    own = {id(variable) for variable in layer.weights}
+    used: dict[str, int] = {}
+    for held in {id(held): held for held in _held(layer)}.values():
+        weights = {id(variable) for variable in held.weights}
+        if not weights or not weights <= own or id(held) in seen:  # not its own but held by reference, or empty
+            continue
+        count = used.get(held.name, 0)
+        used[held.name] = count + 1
+        name = held.name if not count else f"{held.name}_{count}"
+        _owned(held, f"{inside}{name}/", found, seen)
     for variable in layer.weights:
-        found.setdefault(id(variable), layer)
-
-
-def _tail(variable: Any, layer: Any, owner: Any) -> str:
-    """The variable's name within the layer at which the model lists it."""
-    parts = str(variable.path).split("/")
-    places = [i for i, part in enumerate(parts[:-1]) if part == layer.name]
-    if places:
-        return "/".join(parts[places[-1] + 1 :])
-    return parts[-1] if owner is layer else f"{owner.name}/{parts[-1]}"
+        found.setdefault(id(variable), _Owned(layer, inside))
 
 
 def slots_of(model: Any) -> list[Slot]:
@@ -109,15 +123,14 @@ def slots_of(model: Any) -> list[Slot]:
     Raises:
         ModelError: when the model, or one of its layers, isn't built.
     """
-    owners: dict[int, Any] = {}
-    _owners(model, owners, set())
     found: dict[int, Slot] = {}
     names: dict[str, int] = {}
     for path, layer in [*_leaves(model), ("", model)]:
+        owned: dict[int, _Owned] = {}
+        _owned(layer, "", owned, set())
         for variable in layer.weights:
-            owner = owners[id(variable)]
-            tail = _tail(variable, layer, owner)
-            name = f"{path}/{tail}" if path else tail
+            owner, inside = owned[id(variable)].owner, owned[id(variable)].inside
+            name = f"{path}/{inside}{variable.name}" if path else f"{inside}{variable.name}"
             if id(variable) in found:
                 slot = found[id(variable)]
                 if path and layer.name == slot.layer.rpartition("/")[2] and path != slot.layer:
@@ -132,6 +145,11 @@ def slots_of(model: Any) -> list[Slot]:
             info = ModelVariable(name, tuple(int(n) for n in variable.shape), inner, word, type(owner).__name__)
             found[id(variable)] = Slot(info, path, variable, owner)
     return list(found.values())
+
+
+def digests_of(model: Any) -> dict[str, str]:
+    """The digest of each variable's values, by its path in the model."""
+    return {slot.name: digest_of(np.asarray(slot.variable)) for slot in slots_of(model)}
 
 
 def check_built(model: Any, *, asked: str, except_for: tuple[str, ...] = ()) -> None:
