@@ -28,6 +28,7 @@ import numpy as np
 
 from transferkit.errors import UnsafeFileError, WeightsFileError
 from transferkit.weights.readers.archive import Limits
+from transferkit.weights.readers.checks import verified
 from transferkit.weights.readers.hdf5_chunks import read_chunks
 from transferkit.weights.readers.hdf5_format import (
     MOST_INFLATION,
@@ -170,7 +171,9 @@ def _finished(content: np.ndarray[Any, Any], dataset: H5Dataset, path: str) -> n
                 asked_of(path), found=f"{dataset.path!r}: truth values other than 0 and 1", fix="get the file again"
             )
         return content.view(bool)
-    return content if content.dtype.isnative else content.astype(dataset.dtype)
+    native = content if content.dtype.isnative else content.astype(dataset.dtype)
+    expected = dataset.attributes.get("sha256")  # files of ours keep it at each dataset
+    return verified(path, dataset.path, native, expected if isinstance(expected, str) else None)
 
 
 # -- HDF5's library, for the rarer parts of the format --------------------------------------------------------------------------

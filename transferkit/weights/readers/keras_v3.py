@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from transferkit.errors import UnsafeFileError, WeightsFileError, did_you_mean, shorten
 from transferkit.weights.readers.archive import Archive, ArrayInfo, LayerInfo, Limits
+from transferkit.weights.readers.checks import check_sizes, json_object, said_class_names
 from transferkit.weights.readers.hdf5 import H5Tree, open_hdf5, refuse
-from transferkit.weights.readers.legacy_h5 import check_sizes, json_object, said_class_names
+from transferkit.weights.readers.shards import shard_names
 from transferkit.weights.readers.source import Piece, Source, asked_of
 from transferkit.weights.readers.zipped import Zip
 
@@ -112,11 +114,16 @@ def _said(layer: Mapping[str, Any]) -> tuple[str, str, Mapping[str, Any]]:
 # -- what the file says ---------------------------------------------------------------------------------------------------------
 
 
-def _class_of(container: str, name: str) -> str:
-    """The class the group's name tells, or, of a cell inside a layer, the layer's default name."""
-    last = container.rpartition("/")[2]
-    told = name.rpartition("/")[2] if last == "cell" else last
-    return _CLASSES.get(re.sub(r"_\d+$", "", told), "")
+def _class_of(container: str, name: str, configured: Mapping[str, tuple[str, str, Any]]) -> str:
+    """The class the group's name tells; of a recurrent layer's cell, the layer around it, or its default name."""
+    around, _, last = container.rpartition("/")
+    told = _CLASSES.get(re.sub(r"_\d+$", "", last), "")
+    if last == "cell":
+        layer = around.rpartition("/")[0] + "/layer" if around.endswith(("/forward_layer", "/backward_layer")) else around
+        kind = configured[layer][1] if layer in configured else _class_of(layer, "", configured)
+        own = _CLASSES.get(re.sub(r"_\d+$", "", name.rpartition("/")[2]), "")
+        told = own or (f"{kind}Cell" if f"{kind}Cell" in _VARIABLES else "")
+    return told
 
 
 def _variable_names(class_name: str, own: Mapping[str, Any], keys: Sequence[str]) -> dict[str, str]:
@@ -215,7 +222,7 @@ def read_weights_h5(
             continue
         said_name, said_class, own = configured.get(container, ("", "", {}))
         layer = _layer_name(groups, container, configured) if container else said_name
-        class_name = said_class or _class_of(container, layer)
+        class_name = said_class or _class_of(container, layer, configured)
         variables = _variable_names(class_name, own, [where.rpartition("/")[2] for where in wheres])
         for where in wheres:
             dataset = owner[where][1].datasets[where]
@@ -268,36 +275,6 @@ def _first(container: str, order: Mapping[str, int]) -> int:
 # -- shards ---------------------------------------------------------------------------------------------------------------------
 
 
-def _weight_map(path: str, index: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    mapped = index.get("weight_map")
-    if not isinstance(mapped, Mapping):
-        raise WeightsFileError(asked_of(path), found="the index has no 'weight_map'", fix="save the weights again")
-    for where, files in mapped.items():
-        for file in files if isinstance(files, list) else [files]:
-            if not isinstance(file, str) or not file or os.path.basename(file) != file or "\\" in file or file in (".", ".."):
-                raise UnsafeFileError(
-                    asked_of(path),
-                    found=f"the index names the shard {file!r}, which isn't a file beside it",
-                    cause="the index was made to open another file",
-                    fix="get the files from a source you trust",
-                )
-            yield where, file
-
-
-def shard_names(path: str, index: Mapping[str, Any], limits: Limits) -> dict[str, set[str]]:
-    """The entries of each shard an index names, in its order.
-
-    Raises:
-        UnsafeFileError: when it names a file that isn't beside it, or too many.
-    """
-    found: dict[str, set[str]] = {}
-    for where, file in _weight_map(path, index):
-        found.setdefault(file, set()).add(where)
-        if len(found) > limits.max_arrays:
-            raise UnsafeFileError(asked_of(path), found="too many shards", fix="raise Limits.max_arrays")
-    return found
-
-
 def _check_shards(
     path: str, index: Mapping[str, Any], mapped: Mapping[str, set[str]], trees: Sequence[tuple[str, H5Tree]]
 ) -> None:
@@ -347,12 +324,7 @@ def read_sharded(source: Source, index: Mapping[str, Any], *, limits: Limits, tr
     except BaseException:
         close()
         raise
-    return _changed(archive, metadata={**archive.metadata, "shards": shorten(mapped)}, close=close)
-
-
-def _changed(archive: Archive, **changes: Any) -> Archive:
-    values = {name: getattr(archive, name) for name in archive.__dataclass_fields__}
-    return Archive(**{**values, **changes})
+    return replace(archive, metadata={**archive.metadata, "shards": shorten(mapped)}, close=close)
 
 
 # -- .keras ---------------------------------------------------------------------------------------------------------------------
@@ -394,7 +366,7 @@ def read_keras(source: Source, archive: Zip, *, limits: Limits, trusted: bool) -
     compiled = (config or {}).get("compile_config")
     module = str((config or {}).get("module", ""))
     version = str((about or {}).get("keras_version", ""))
-    return _changed(
+    return replace(
         result,
         format="keras",
         framework="tf_keras" if module.startswith("tf_keras") or version.startswith("2.") else "keras",

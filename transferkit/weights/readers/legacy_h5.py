@@ -8,7 +8,6 @@ The layout is that of Keras's `legacy_h5_format`. Imports NumPy and the HDF5 rea
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,10 +16,11 @@ import numpy as np
 
 from transferkit.errors import UnsafeFileError, WeightsFileError, did_you_mean, shorten
 from transferkit.weights.readers.archive import Archive, ArrayInfo, LayerInfo, Limits
-from transferkit.weights.readers.hdf5 import H5Tree
+from transferkit.weights.readers.checks import check_sizes, json_object, said_class_names
+from transferkit.weights.readers.hdf5 import H5Tree, refuse
 from transferkit.weights.readers.source import asked_of
 
-__all__ = ["config_layers", "is_legacy_h5", "json_object", "read_legacy_h5", "said_class_names"]
+__all__ = ["config_layers", "is_legacy_h5", "read_legacy_h5"]
 
 _MODELS = frozenset({"Functional", "Model", "Sequential", "Graph"})
 
@@ -32,32 +32,6 @@ def is_legacy_h5(tree: H5Tree) -> bool:
         for attributes in (tree.groups.get(""), tree.groups.get("model_weights"))
         if attributes is not None
     )
-
-
-def json_object(path: str, what: str, text: str | bytes | None, limits: Limits) -> dict[str, Any] | None:
-    """The JSON object in `text`, or None where there is no text.
-
-    Raises:
-        WeightsFileError: when it isn't a JSON object, or is nested too deeply.
-        UnsafeFileError: when it is longer than the limit.
-    """
-    if text is None or not text:
-        return None
-    if len(text) > limits.max_metadata_bytes:
-        raise UnsafeFileError(
-            asked_of(path), found=f"{what} of {len(text)} bytes", fix="raise Limits.max_metadata_bytes if you trust the file"
-        )
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise WeightsFileError(
-            asked_of(path), found=f"{what} is no JSON: {error}", cause="the file is damaged", fix="get the file again"
-        ) from error
-    if not isinstance(value, dict):
-        raise WeightsFileError(
-            asked_of(path), found=f"{what} is a JSON {type(value).__name__}, not an object", fix="get the file again"
-        )
-    return value
 
 
 def config_layers(config: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -73,20 +47,6 @@ def config_layers(config: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         if isinstance(name, str) and isinstance(layer.get("class_name"), str):
             found.append((name, layer["class_name"]))
     return found
-
-
-def said_class_names(attributes: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the classes where a file says them, as a list or as JSON."""
-    for key in ("class_names", "classes", "labels"):
-        value = attributes.get(key)
-        if isinstance(value, str) and value.startswith("["):
-            try:
-                value = json.loads(value)
-            except (ValueError, RecursionError):
-                continue
-        if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
-            return tuple(value)
-    return ()
 
 
 def _names(path: str, attributes: Mapping[str, Any], key: str, limits: Limits) -> list[str]:
@@ -143,9 +103,7 @@ def _info(path: str, tree: H5Tree, group: str, weight: str, name: str, layer: st
             cause="the file was damaged",
             fix="get the file again",
         )
-    if dataset.problem:
-        kind = UnsafeFileError if dataset.unsafe else WeightsFileError
-        raise kind(asked_of(path), found=f"{where!r}: {dataset.problem}", fix="save the model again from its source")
+    refuse(path, dataset)
     return where, ArrayInfo(name, dataset.shape, dataset.dtype, layer, variable)
 
 
@@ -257,20 +215,4 @@ def _check_order(path: str, layers: Sequence[str], listed: Sequence[str]) -> Non
             found=f"'layer_names' has another order than the file's own configuration, from {first!r} on",
             cause="the file was edited so that layers change places",
             fix="get the file from a source you trust, or save the model again",
-        )
-
-
-def check_sizes(path: str, arrays: Sequence[ArrayInfo], limits: Limits) -> None:
-    """Raises `UnsafeFileError` when the arrays are too many or too large together."""
-    total = sum(info.nbytes for info in arrays)
-    if total > limits.max_bytes:
-        largest = max(arrays, key=lambda info: info.nbytes)
-        raise UnsafeFileError(
-            asked_of(path),
-            found=f"arrays of {total} bytes, the largest {largest.name!r} {largest.shape}; the limit is {limits.max_bytes}",
-            fix="pass limits=Limits(max_bytes=…) if you trust the file",
-        )
-    if len(arrays) > limits.max_arrays:
-        raise UnsafeFileError(
-            asked_of(path), found=f"{len(arrays)} arrays; the limit is {limits.max_arrays}", fix="raise Limits.max_arrays"
         )

@@ -146,6 +146,17 @@ class Zip:
         self._checked.add(name)
         return Memory(self.source.path, content)
 
+    def head(self, name: str, count: int) -> bytes:
+        """The first `count` bytes of a member at most, without unpacking the rest."""
+        member = self.members[name]
+        raw = self.source.view(member.offset, member.stored)
+        if not member.deflated:
+            return raw[:count].tobytes()
+        try:
+            return zlib.decompressobj(-15).decompress(raw, count)
+        except zlib.error as error:
+            raise self._damaged(f"the member {name!r} can't be unpacked: {error}") from error
+
     def verify(self, name: str) -> None:
         """Raises `WeightsFileError` unless the stored member matches its CRC-32; the second time it costs nothing."""
         if name in self._checked:
