@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from transferkit.errors import UnsafeFileError, WeightsFileError
 from transferkit.weights.readers.archive import ArrayInfo, Limits
 from transferkit.weights.readers.source import asked_of
 
-__all__ = ["DIGESTS", "check_sizes", "json_object", "said_class_names", "tensor_digest", "verified"]
+__all__ = ["DIGESTS", "check_sizes", "json_object", "natural", "said_class_names", "tensor_digest", "verified"]
 
 # The key under which a file of ours keeps its digests, as JSON from a tensor's name to 64 hexadecimal digits.
 DIGESTS = "transferkit.sha256"
@@ -89,6 +90,11 @@ def check_sizes(path: str, arrays: Sequence[ArrayInfo], limits: Limits) -> None:
         raise UnsafeFileError(
             asked_of(path), found=f"{len(arrays)} arrays; the limit is {limits.max_arrays}", fix="raise Limits.max_arrays"
         )
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """A key that sorts `dense_2` before `dense_10`."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def tensor_digest(name: str, array: np.ndarray[Any, Any]) -> str:

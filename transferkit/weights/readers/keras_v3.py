@@ -17,7 +17,7 @@ import numpy as np
 
 from transferkit.errors import UnsafeFileError, WeightsFileError, did_you_mean, shorten
 from transferkit.weights.readers.archive import Archive, ArrayInfo, LayerInfo, Limits
-from transferkit.weights.readers.checks import check_sizes, json_object, said_class_names
+from transferkit.weights.readers.checks import check_sizes, json_object, natural, said_class_names
 from transferkit.weights.readers.hdf5 import H5Tree, open_hdf5, refuse
 from transferkit.weights.readers.shards import shard_names
 from transferkit.weights.readers.source import Piece, Source, asked_of
@@ -157,10 +157,6 @@ def _layer_name(
     return "/".join(words)
 
 
-def _natural(text: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
-
-
 def read_weights_h5(
     path: str,
     trees: Sequence[tuple[str, H5Tree]],
@@ -215,7 +211,7 @@ def read_weights_h5(
     layers = []
     left_out = 0
     for container in sorted(containers, key=lambda c: (_first(c, order), rank[c])):
-        wheres = sorted(containers[container], key=_natural)
+        wheres = sorted(containers[container], key=natural)
         top = container.split("/")[0]
         if top in _TRAINING:
             left_out += len(wheres)

@@ -17,6 +17,7 @@ from transferkit.weights.readers.npz import read_npz
 from transferkit.weights.readers.safetensors import is_safetensors, read_safetensors, read_safetensors_shards
 from transferkit.weights.readers.source import Source, asked_of
 from transferkit.weights.readers.tf_checkpoint import checkpoint_index, is_checkpoint, read_checkpoint
+from transferkit.weights.readers.tfjs import read_tfjs
 from transferkit.weights.readers.torch_state import is_torch_pickle, read_torch_pickle, read_torch_zip, torch_prefix
 from transferkit.weights.readers.zipped import Zip
 
@@ -107,6 +108,8 @@ def _open_index(source: Source, limits: Limits, trusted: bool) -> Archive:
         if all(isinstance(file, str) and file.endswith(".safetensors") for file in _files(index)):
             return read_safetensors_shards(source, index, limits=limits)
         return read_sharded(source, index, limits=limits, trusted=trusted)
+    if "weightsManifest" in index:
+        return read_tfjs(source, index, limits=limits)
     raise _unknown(source, f"JSON with {shorten(index)}, which is no index of weights")
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from transferkit.errors import UnsafeFileError, WeightsError, WeightsFileError, WeightsNotFoundError, did_you_mean, shorten
 from transferkit.weights.readers.archive import Archive, ArrayInfo, LayerInfo, Limits
-from transferkit.weights.readers.checks import check_sizes, json_object
+from transferkit.weights.readers.checks import check_sizes, json_object, natural
 from transferkit.weights.readers.source import Source, asked_of
 from transferkit.weights.readers.tables import TABLE_MAGIC, TableError, masked_crc32c, message, table, varint
 
@@ -145,8 +145,7 @@ def _read(source: Source, shards: dict[int, Source], limits: Limits) -> Archive:
     first = dict(message(header))
     if isinstance(first.get(1), memoryview):  # a message, where the second version counts its shards
         entries = _old_entries(first[1], found)
-        content = _old_content
-        count = 0
+        content: Callable[[str, _Entry], memoryview] = _old_content
     else:
         count, endianness = int(first.get(1, 0)), first.get(2, 0)
         if endianness:
@@ -221,7 +220,7 @@ def _bundle(prefix: str, count: int, shards: dict[int, Source]) -> Callable[[str
 
 
 def _old_content(key: str, entry: _Entry) -> memoryview:
-    raise TableError(f"{key!r} has no bytes")
+    raise TableError(f"{key!r} of {entry.size} bytes has no shard")
 
 
 _OLD_FIELDS: dict[int, tuple[int, str]] = {
@@ -240,7 +239,8 @@ def _old_entries(meta: memoryview, rows: Mapping[str, memoryview]) -> dict[str, 
     for number, value in message(meta):
         if number != 1:
             continue
-        name, shape, dtype, slices = "", (), 0, 0
+        name, dtype, slices = "", 0, 0
+        shape: tuple[int, ...] = ()
         for inner, field in message(_bytes(value)):
             if inner == 1:
                 name = bytes(_bytes(field)).decode("utf-8")
@@ -333,21 +333,24 @@ def _archive(path: str, entries: dict[str, _Entry], content: Callable[[str, _Ent
     slots: dict[str, ArrayInfo] = {}
     keys: dict[str, str] = {}
     texts = []
-    for key, entry in entries.items():
+    for key, entry in sorted(entries.items(), key=lambda item: natural(item[0])):
         name = key.removesuffix(_VALUE)
         dtype = _DTYPES.get(entry.dtype)
         if dtype is None:
             texts.append(name)  # text, and resources, which are no weights
             continue
-        if entry.content is None and math.prod(entry.shape) * dtype.itemsize != entry.size:
+        needed = math.prod(entry.shape) * dtype.itemsize
+        if entry.content is None and needed != entry.size:
             raise UnsafeFileError(
                 asked_of(path),
-                found=f"{name!r} of shape {entry.shape} needs {math.prod(entry.shape) * dtype.itemsize} bytes, the file has {entry.size}",
+                found=f"{name!r} of shape {entry.shape} needs {needed} bytes, the file has {entry.size}",
                 fix="get the checkpoint from a source you trust",
             )
         layer, _, variable = full.get(key, name).rpartition("/")
         slot = _SLOT_NAMES.search(name)
-        state = _SLOT in key or name.startswith(("optimizer/", "_optimizer")) or (slot and name[: slot.start()] in entries)
+        # Keras 3's optimizer also lists the model's own variables.
+        own = name.startswith(("optimizer/", "_optimizer")) and "/_trainable_variables/" not in name
+        state = _SLOT in key or own or (slot and name[: slot.start()] in entries)
         state = state or _COUNTERS.search(name) is not None
         (slots if state else arrays)[name] = ArrayInfo(name, entry.shape, dtype, layer, variable)
         keys[name] = key
@@ -371,8 +374,10 @@ def _archive(path: str, entries: dict[str, _Entry], content: Callable[[str, _Ent
         if entry.crc is not None and masked_crc32c(raw) != entry.crc:
             raise _damaged(path, f"{name!r} doesn't match its checksum")
         if info.dtype == np.dtype(bool):
-            return (np.frombuffer(raw, np.uint8) != 0).reshape(info.shape)
-        array = np.frombuffer(raw, info.dtype.newbyteorder("<") if info.dtype.kind in "iufc" else info.dtype).reshape(info.shape)
+            return np.asarray(np.frombuffer(raw, np.uint8) != 0).reshape(info.shape)
+        array: np.ndarray[Any, Any] = np.frombuffer(
+            raw, info.dtype.newbyteorder("<") if info.dtype.kind in "iufc" else info.dtype
+        ).reshape(info.shape)
         return array if array.dtype.isnative else array.astype(info.dtype)
 
     about = _keras_metadata(path, limits)
