@@ -22,7 +22,7 @@ from transferkit.weights.readers.source import Source, asked_of
 
 __all__ = ["read_tfjs"]
 
-_DTYPES = {
+_DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
     "int32": np.dtype("<i4"),
@@ -107,7 +107,7 @@ def read_tfjs(source: Source, model: Mapping[str, Any], *, limits: Limits) -> Ar
     arrays: dict[str, ArrayInfo] = {}
     places: dict[str, _Place] = {}
     opened: list[list[Source]] = []
-    names = {name: kind for name, kind in config_layers(config)}
+    names = dict(config_layers(config))
     layers: dict[str, list[str]] = {name: [] for name in names}
 
     def close() -> None:
