@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,18 +12,19 @@ from typing import Any
 from transferkit.errors import UnsafeFileError, WeightsFileError, shorten
 from transferkit.weights.readers.archive import Archive, Limits
 from transferkit.weights.readers.checks import json_object
-from transferkit.weights.readers.hdf5 import is_hdf5, open_hdf5
-from transferkit.weights.readers.keras_v3 import is_weights_h5, read_keras, read_sharded, read_weights_h5
-from transferkit.weights.readers.legacy_h5 import is_legacy_h5, read_legacy_h5
-from transferkit.weights.readers.npz import read_npz
-from transferkit.weights.readers.safetensors import is_safetensors, read_safetensors, read_safetensors_shards
 from transferkit.weights.readers.source import Source, asked_of
-from transferkit.weights.readers.tf_checkpoint import checkpoint_index, is_checkpoint, read_checkpoint
-from transferkit.weights.readers.tfjs import read_tfjs
-from transferkit.weights.readers.torch_state import is_torch_pickle, read_torch_pickle, read_torch_zip, torch_prefix
-from transferkit.weights.readers.zipped import Zip
 
 __all__ = ["open_archive"]
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_TABLE = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"  # the end of TensorFlow's tables
+# After the pickle's own two bytes: the integer 0x1950A86A20F9469CFC6C, with which torch.save's old format begins.
+_TORCH = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+def _reader(name: str) -> Any:
+    """A format's reader, loaded when a file asks for it: opening one format doesn't pay for the imports of all."""
+    return importlib.import_module(f"transferkit.weights.readers.{name}")
 
 
 def open_archive(
@@ -44,7 +47,10 @@ def open_archive(
         UnsafeFileError: when it asks for what a weights file must not.
     """
     limits = limits or Limits()
-    source = Source(checkpoint_index(os.path.expanduser(os.fspath(path))) or path)
+    expanded = os.path.expanduser(os.fspath(path))
+    if os.path.isdir(expanded) or re.search(r"\.data-\d{5}-of-\d{5}$", expanded) or os.path.isfile(f"{expanded}.index"):
+        path = _reader("tf_checkpoint").checkpoint_index(expanded) or path
+    source = Source(path)
     try:
         if sha256 is not None:
             source.verify_sha256(sha256)
@@ -67,31 +73,28 @@ def _owning(archive: Archive, source: Source) -> Archive:
 
 def _open(source: Source, limits: Limits, trusted: bool) -> Archive:
     head = source.bytes(0, min(8, source.size))
-    if is_hdf5(source):
-        tree = open_hdf5(source, limits=limits, trusted=trusted)
-        if is_legacy_h5(tree):
-            return read_legacy_h5(source.path, tree, limits=limits)
-        if is_weights_h5(tree):
-            return read_weights_h5(source.path, [("", tree)], limits=limits)
-        raise _unknown(source, f"an HDF5 file that holds {shorten(tree.children.get('', ()))}, and no Keras weights")
+    found: Archive
+    if any(source.size >= offset + 96 and source.bytes(offset, 8) == _HDF5 for offset in (0, 512, 1024, 2048)):
+        tree = _reader("hdf5").open_hdf5(source, limits=limits, trusted=trusted)
+        try:
+            return _open_tree(source, tree, limits)
+        except BaseException:
+            tree.close()
+            raise
     if head[:4] == b"PK\3\4":
-        archive = Zip(source, limits=limits)
-        if "config.json" in archive.members:
-            return read_keras(source, archive, limits=limits, trusted=trusted)
-        if torch_prefix(archive) is not None:
-            return read_torch_zip(source, archive, limits=limits)
-        if any(name.endswith(".npy") for name in archive.members):
-            return read_npz(source, archive, limits=limits)
-        raise _unknown(source, f"a zip archive that holds {shorten(archive.members)}, and no weights known here")
-    if is_checkpoint(source):
-        return read_checkpoint(source, limits=limits)
-    if is_torch_pickle(source):
-        return read_torch_pickle(source, limits=limits)
-    if is_safetensors(source):
-        return read_safetensors(source, limits=limits)
+        return _open_zip(source, limits, trusted)
+    if source.size >= 48 and source.bytes(source.size - 8, 8) == _TABLE:
+        found = _reader("tf_checkpoint").read_checkpoint(source, limits=limits)
+        return found
+    if source.size > 20 and head[:1] == b"\x80" and source.bytes(2, len(_TORCH)) == _TORCH:
+        found = _reader("torch_state").read_torch_pickle(source, limits=limits)
+        return found
+    if source.size >= 10 and source.bytes(8, 1) == b"{" and 2 <= int.from_bytes(head, "little") < 1 << 40:
+        found = _reader("safetensors").read_safetensors(source, limits=limits)
+        return found
     if head.lstrip()[:1] == b"{":
         return _open_index(source, limits, trusted)
-    if head[:1] == b"\x80" and head[1] <= 5:
+    if head[:1] == b"\x80" and head[1:2] <= b"\5":
         raise UnsafeFileError(
             asked_of(source.path),
             found="a Python pickle, which can run any code when it is opened",
@@ -100,17 +103,46 @@ def _open(source: Source, limits: Limits, trusted: bool) -> Archive:
     raise _unknown(source, f"no known format; the file starts with {head!r}")
 
 
+def _open_tree(source: Source, tree: Any, limits: Limits) -> Archive:
+    legacy, current = _reader("legacy_h5"), _reader("keras_v3")
+    found: Archive
+    if legacy.is_legacy_h5(tree):
+        found = legacy.read_legacy_h5(source.path, tree, limits=limits)
+    elif current.is_weights_h5(tree):
+        found = current.read_weights_h5(source.path, [("", tree)], limits=limits)
+    else:
+        raise _unknown(source, f"an HDF5 file that holds {shorten(tree.children.get('', ()))}, and no Keras weights")
+    return found
+
+
+def _open_zip(source: Source, limits: Limits, trusted: bool) -> Archive:
+    archive = _reader("zipped").Zip(source, limits=limits)
+    found: Archive
+    if "config.json" in archive.members:
+        found = _reader("keras_v3").read_keras(source, archive, limits=limits, trusted=trusted)
+    elif any(name.endswith("/data.pkl") for name in archive.members):
+        found = _reader("torch_state").read_torch_zip(source, archive, limits=limits)
+    elif any(name.endswith(".npy") for name in archive.members):
+        found = _reader("npz").read_npz(source, archive, limits=limits)
+    else:
+        raise _unknown(source, f"a zip archive that holds {shorten(archive.members)}, and no weights known here")
+    return found
+
+
 def _open_index(source: Source, limits: Limits, trusted: bool) -> Archive:
     if source.size > limits.max_metadata_bytes:
         raise _unknown(source, f"JSON of {source.size} bytes, longer than the limit of {limits.max_metadata_bytes}")
     index = json_object(source.path, "the file", source.bytes(0, source.size), limits) or {}
-    if "weight_map" in index:
-        if all(isinstance(file, str) and file.endswith(".safetensors") for file in _files(index)):
-            return read_safetensors_shards(source, index, limits=limits)
-        return read_sharded(source, index, limits=limits, trusted=trusted)
-    if "weightsManifest" in index:
-        return read_tfjs(source, index, limits=limits)
-    raise _unknown(source, f"JSON with {shorten(index)}, which is no index of weights")
+    found: Archive
+    if "weight_map" in index and all(isinstance(file, str) and file.endswith(".safetensors") for file in _files(index)):
+        found = _reader("safetensors").read_safetensors_shards(source, index, limits=limits)
+    elif "weight_map" in index:
+        found = _reader("keras_v3").read_sharded(source, index, limits=limits, trusted=trusted)
+    elif "weightsManifest" in index:
+        found = _reader("tfjs").read_tfjs(source, index, limits=limits)
+    else:
+        raise _unknown(source, f"JSON with {shorten(index)}, which is no index of weights")
+    return found
 
 
 def _files(index: Mapping[str, Any]) -> list[Any]:

@@ -20,9 +20,9 @@ from transferkit.errors import UnsafeFileError, WeightsError, WeightsFileError, 
 from transferkit.weights.readers.archive import Archive, ArrayInfo, LayerInfo, Limits
 from transferkit.weights.readers.checks import check_sizes, json_object, natural
 from transferkit.weights.readers.source import Source, asked_of
-from transferkit.weights.readers.tables import TABLE_MAGIC, TableError, masked_crc32c, message, table, varint
+from transferkit.weights.readers.tables import TableError, masked_crc32c, message, table, varint
 
-__all__ = ["checkpoint_index", "is_checkpoint", "read_checkpoint"]
+__all__ = ["checkpoint_index", "read_checkpoint"]
 
 _DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype("f4"),
@@ -106,11 +106,6 @@ def _latest(path: str) -> str:
     with open(path, encoding="utf-8", errors="replace") as file:
         found = re.search(r'^model_checkpoint_path: "([^"]*)"', file.read(), re.MULTILINE)
     return os.path.basename(found[1]) if found else ""
-
-
-def is_checkpoint(source: Source) -> bool:
-    """Whether the file ends as TensorFlow's tables do."""
-    return source.size >= 48 and source.bytes(source.size - 8, 8) == TABLE_MAGIC
 
 
 def read_checkpoint(source: Source, *, limits: Limits) -> Archive:

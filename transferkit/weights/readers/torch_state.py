@@ -22,10 +22,9 @@ from transferkit.weights.readers.pickled import Global, Inert, PickleError, Refu
 from transferkit.weights.readers.source import Source, asked_of
 from transferkit.weights.readers.zipped import Zip
 
-__all__ = ["is_torch_pickle", "read_torch_pickle", "read_torch_zip", "torch_prefix"]
+__all__ = ["read_torch_pickle", "read_torch_zip"]
 
-# The pickled integer 0x1950A86A20F9469CFC6C, with which the old format begins.
-_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_BEGIN = 15  # the old format begins with a pickle of one integer, by which it is told
 _DTYPES: dict[str, np.dtype[Any]] = {
     "Float": np.dtype("f4"),
     "Double": np.dtype("f8"),
@@ -109,15 +108,12 @@ def _damaged(path: str, found: str) -> WeightsFileError:
     return WeightsFileError(asked_of(path), found=found, cause="the file was cut off or changed", fix="get the file again")
 
 
-def torch_prefix(archive: Zip) -> str | None:
-    """The directory in a zip archive that torch.save made, or None."""
+def torch_prefix(archive: Zip) -> str:
+    """The directory in a zip archive that torch.save made."""
     found = [name[: -len("data.pkl")] for name in archive.members if name.endswith("/data.pkl") and name.count("/") == 1]
-    return found[0] if len(found) == 1 else None
-
-
-def is_torch_pickle(source: Source) -> bool:
-    """Whether the file begins as torch.save's old format."""
-    return source.size > 20 and source.bytes(0, 1) == b"\x80" and source.bytes(2, len(_MAGIC)) == _MAGIC
+    if len(found) != 1:
+        raise _damaged(archive.source.path, f"{len(found)} members 'data.pkl' in a directory, where one should be")
+    return found[0]
 
 
 # -- what the pickle's names stand for ------------------------------------------------------------------------------------------
@@ -335,7 +331,7 @@ def read_torch_zip(source: Source, archive: Zip, *, limits: Limits) -> Archive:
         WeightsFileError: when it is damaged.
         UnsafeFileError: when its pickle asks for anything but tensors.
     """
-    prefix = torch_prefix(archive) or ""
+    prefix = torch_prefix(archive)
     value, _ = _value(source.path, memoryview(archive.content(f"{prefix}data.pkl")))
     order: _Order = ">" if f"{prefix}byteorder" in archive.members and archive.content(f"{prefix}byteorder") == b"big" else "<"
 
@@ -360,7 +356,7 @@ def read_torch_pickle(source: Source, *, limits: Limits) -> Archive:
         UnsafeFileError: when its pickle asks for anything but tensors.
     """
     path = source.path
-    at = 2 + len(_MAGIC)
+    at = _BEGIN
     rest = source.view(0, source.size)
 
     def value(most: int) -> Any:
