@@ -212,6 +212,7 @@ WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "mode": (0,),
     "activity_regularizer": (None,),
     "groups": (1,),
+    "implementation": (1,),
     "noise_shape": (None,),
     "return_attention_scores": (False,),
     "vocabulary_size": (None, 0),

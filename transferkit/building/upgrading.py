@@ -1,9 +1,9 @@
 """The configuration of a model of Keras 1, 2 or tf_keras, as Keras 3 would word it, with a list of what was changed.
 
-From dicts to dicts: nothing is looked up, imported or built here. The result is no Keras configuration but a plain form of it that
-`rebuilding` reads. A layer is `{"class_name", "name", "config", "nodes"}`, where `name` is the file's and `config["name"]` the one
-Keras 3 will give it; a node, one call of a layer, is `{"args", "kwargs"}` with tensors as `{"tensor": [layer, node, index]}`. A model is a
-layer whose config has `layers`, and `inputs` and `outputs` unless it is a Sequential.
+From dicts to dicts: nothing is looked up, imported or built here. The result is no Keras configuration but a plain form of it
+that `rebuilding` reads. A layer is `{"class_name", "said", "name", "config", "nodes"}`, where `said` and `name` are the file's words
+for its class and name, and `config["name"]` the name it will have; a node, one call of a layer, is `{"args", "kwargs"}` with tensors
+as `{"tensor": [layer, node, index]}`. A model is a layer whose config has `layers`, and `inputs` and `outputs` unless Sequential.
 
 This file knows models: lists of layers, calls, inputs, nesting. The words of single layers are in `upgrading_layers`.
 Imports that file and the errors only.
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transferkit.building.allowed import OPERATION_LAYERS
 from transferkit.building.upgrading_layers import Change, Context, is_custom, layer_name, upgraded_layer
 from transferkit.errors import ModelError, UnsafeFileError
 
@@ -157,7 +158,12 @@ def _layer(context: Context, entry: Any) -> Config:
 
 def _model(context: Context, entry: Mapping[str, Any], content: Mapping[str, Any], class_name: str, **parts: Any) -> Config:
     name = layer_name({"config": content}) or layer_name(entry) or class_name.lower()
-    plain: Config = {"class_name": class_name, "name": name, "config": {"name": name.replace("/", "_"), **parts}}
+    plain: Config = {
+        "class_name": class_name,
+        "said": entry["class_name"],
+        "name": name,
+        "config": {"name": name.replace("/", "_"), **parts},
+    }
     if content.get("trainable") is False:
         plain["config"]["trainable"] = False
     if is_custom(entry) or entry["class_name"] not in _MODELS:
@@ -197,7 +203,7 @@ def _input(context: Context, layer: Config, shape: Sequence[Any], said: Mapping[
         config["dtype"] = dtype
     if context.generation < 3:
         context.note(layer["name"], f"batch_input_shape → an input {name!r}")
-    return {"class_name": "InputLayer", "name": name, "config": config, "nodes": []}
+    return {"class_name": "InputLayer", "said": "InputLayer", "name": name, "config": config, "nodes": []}
 
 
 def input_shape_of(entry: Mapping[str, Any]) -> list[Any] | None:
@@ -222,7 +228,7 @@ def input_shape_of(entry: Mapping[str, Any]) -> list[Any] | None:
 
 
 def _merged(context: Context, entry: Mapping[str, Any], content: Mapping[str, Any]) -> Config:
-    """A Sequential of Keras 1 that starts by merging others, as a graph: its branches' layers side by side, as its file lists them."""
+    """A Sequential of Keras 1 that starts by merging others, as a graph of all branches' layers, as the file lists them."""
     layers: list[Config] = []
     inputs: list[Any] = []
 
@@ -336,7 +342,7 @@ def _node(node: Any, class_name: str, names: set[str]) -> Config:
         raise ModelError("Reading the configuration of a model.", found=f"{str(value)[:80]!r} where a layer's input should stand")
 
     argument = first(node)
-    if isinstance(argument, list) and len(argument) == 1 and class_name not in _OPERATIONS:
+    if isinstance(argument, list) and len(argument) == 1 and class_name not in OPERATION_LAYERS:
         argument = argument[0]
     if class_name in _RECURRENT and isinstance(argument, list):  # Keras 2 passed states beside the sequence
         argument, *states = argument

@@ -1,18 +1,20 @@
 """One layer's configuration of Keras 1, 2 or tf_keras, as Keras 3 would word it.
 
-Names come from the tables in `old_names`; what is more than a name (kernel sizes in two arguments, the kinds of `Merge`, defaults that
-changed) is a function here. Initializers, regularizers and constraints become `{"class_name", "config"}` or None; an activation
+Names come from the tables in `old_names`; what is more than a name (kernel sizes in two arguments, the kinds of `Merge`, defaults
+that changed) is a function here. Initializers, regularizers and constraints become `{"class_name", "config"}` or None; an activation
 becomes its name, or a layer. Where a value means something else now, the old meaning is kept.
 Imports the tables and the errors only.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from transferkit.building import old_names as old
+from transferkit.building.allowed import OPERATION_LAYERS
 from transferkit.errors import ModelError
 
 __all__ = ["OLD_HARD_SIGMOID", "Change", "Context", "is_custom", "layer_name", "upgraded_layer"]
@@ -20,6 +22,7 @@ __all__ = ["OLD_HARD_SIGMOID", "Change", "Context", "is_custom", "layer_name", "
 #: `hard_sigmoid` as Keras 1 and 2 computed it, clip(0.2 x + 0.5, 0, 1); the slope of Keras 3's is 1/6.
 OLD_HARD_SIGMOID = "hard_sigmoid_of_keras_2"
 
+_OPERATION_MODULES = ("keras.src.ops.", "keras.ops", "keras.src.operations", "keras.operations")
 _OWN_MODULES = ("keras", "tf_keras", "tensorflow", "builtins")
 _SPATIAL = frozenset(name for name, family in old.FAMILIES.items() if family != "dropout" and ("2D" in name or "3D" in name))
 _INTEGER_DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -75,9 +78,7 @@ def is_custom(entry: Mapping[str, Any]) -> bool:
     module, registered = entry.get("module"), entry.get("registered_name")
     if isinstance(registered, str) and ">" in registered:
         return not registered.startswith("keras>")
-    if registered is None and "registered_name" in entry and isinstance(module, str):
-        return module.split(".")[0] not in _OWN_MODULES
-    return False
+    return isinstance(module, str) and module.split(".")[0] not in _OWN_MODULES
 
 
 def upgraded_layer(context: Context, entry: Mapping[str, Any]) -> Config:
@@ -90,15 +91,21 @@ def upgraded_layer(context: Context, entry: Mapping[str, Any]) -> Config:
         )
     config: Config = {str(key): _unwrapped(value) for key, value in inner.items()}
     name = layer_name(entry) or said.lower()
-    plain: Config = {"class_name": said, "name": name, "config": config, "nodes": []}
+    plain: Config = {"class_name": said, "said": said, "name": name, "config": config, "nodes": []}
     if isinstance(build := entry.get("build_config"), Mapping):
         plain["build_config"] = dict(build)
+    if str(entry.get("module")).startswith(_OPERATION_MODULES):
+        return plain | {"operation": True}
+    if said in OPERATION_LAYERS:
+        if isinstance(config.get("node_def"), str):
+            config["node_def"] = _graph_node(name, config["node_def"])
+        return plain
     if is_custom(entry):
         plain["registered_name"] = str(entry.get("registered_name") or said)
     else:
         _rename(context, plain)
         if (special := _SPECIAL.get(plain["class_name"])) is not None:
-            special(context, plain, said)
+            special(context, plain)
     _values(context, plain)
     _drop(context, plain)
     if "/" in name:
@@ -107,6 +114,13 @@ def upgraded_layer(context: Context, entry: Mapping[str, Any]) -> Config:
     elif isinstance(config.get("name"), str):
         config["name"] = name
     return plain
+
+
+def _graph_node(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelError("Reading the configuration of a model.", found=f"layer {name!r}: a node that is no JSON") from error
 
 
 def _unwrapped(value: Any) -> Any:
@@ -153,7 +167,7 @@ def _values(context: Context, plain: Config) -> None:
         if config["dtype"] is None or (plain["class_name"] == "Embedding" and config["dtype"] in _INTEGER_DTYPES):
             del config["dtype"]
     if plain["class_name"] in _SPATIAL and "registered_name" not in plain:
-        given = {"th": "channels_first", "tf": "channels_last"}.get(config.get("data_format"), config.get("data_format"))  # type: ignore[arg-type]
+        given = {"th": "channels_first", "tf": "channels_last"}.get(config.get("data_format"), config.get("data_format"))
         if given in (None, "default"):
             given = context.data_format
             if given == "channels_first":
@@ -262,7 +276,7 @@ def _refusal(plain: Config, found: str, fix: str) -> ModelError:
     return ModelError("Putting an old model into the words of Keras 3.", found=f"layer {plain['name']!r}: {found}", fix=fix)
 
 
-def _convolution(context: Context, plain: Config, said: str) -> None:
+def _convolution(context: Context, plain: Config) -> None:
     config = plain["config"]
     for pieces in (("nb_row", "nb_col"), ("kernel_dim1", "kernel_dim2", "kernel_dim3")):
         if all(piece in config for piece in pieces):
@@ -278,7 +292,7 @@ def _convolution(context: Context, plain: Config, said: str) -> None:
         plain["output_shape"] = config["output_shape"]
 
 
-def _normalization(context: Context, plain: Config, said: str) -> None:
+def _normalization(_context: Context, plain: Config) -> None:
     config = plain["config"]
     if config.get("mode", 0) != 0:
         raise _refusal(
@@ -289,14 +303,14 @@ def _normalization(context: Context, plain: Config, said: str) -> None:
     axis = config.get("axis")
     if isinstance(axis, list) and len(axis) == 1:
         config["axis"] = axis[0]
-    if said == "SyncBatchNormalization":
+    if plain["said"] == "SyncBatchNormalization":
         config["synchronized"] = True
     if not config.get("renorm"):
         for key in ("renorm", "renorm_clipping", "renorm_momentum"):
             config.pop(key, None)
 
 
-def _recurrent(context: Context, plain: Config, said: str) -> None:
+def _recurrent(context: Context, plain: Config) -> None:
     config, name = plain["config"], plain["name"]
     if "forget_bias_init" in config:
         config["unit_forget_bias"] = config.pop("forget_bias_init") in ("one", "ones")
@@ -304,18 +318,18 @@ def _recurrent(context: Context, plain: Config, said: str) -> None:
     if config.get("time_major"):
         raise _refusal(plain, "time_major=True: Keras 3 has the batch first", "save the model again with time_major=False")
     if plain["class_name"].startswith("ConvLSTM"):
-        _convolution(context, plain, said)
-    if said.startswith("CuDNN"):
+        _convolution(context, plain)
+    if plain["said"].startswith("CuDNN"):
         config.update(activation="tanh", recurrent_activation="sigmoid")
     if plain["class_name"] in ("GRU", "GRUCell"):
-        if said == "CuDNNGRU":
+        if plain["said"] == "CuDNNGRU":
             config["reset_after"] = True
         elif "reset_after" not in config and context.generation < 3:
             config["reset_after"] = False
             context.note(name, "reset_after=False, the default of its time")
 
 
-def _merge(context: Context, plain: Config, said: str) -> None:
+def _merge(context: Context, plain: Config) -> None:
     config = plain["config"]
     mode = config.get("mode")
     if config.get("mode_type", "raw") != "raw" or not isinstance(mode, str):
@@ -338,7 +352,7 @@ def _merge(context: Context, plain: Config, said: str) -> None:
     context.note(plain["name"], f"Merge(mode={mode!r}) → {plain['class_name']}")
 
 
-def _padding(context: Context, plain: Config, said: str) -> None:
+def _padding(_context: Context, plain: Config) -> None:
     config = plain["config"]
     padding = config.get("padding")
     if isinstance(padding, Mapping):
@@ -350,11 +364,11 @@ def _padding(context: Context, plain: Config, said: str) -> None:
         config["padding"] = [padding[:2], padding[2:]]
 
 
-def _flatten(context: Context, plain: Config, said: str) -> None:
+def _flatten(_context: Context, plain: Config) -> None:
     plain["config"].setdefault("data_format", "channels_last")  # before Keras 2.2 it kept the order whatever it was
 
 
-def _input_layer(context: Context, plain: Config, said: str) -> None:
+def _input_layer(_context: Context, plain: Config) -> None:
     config = plain["config"]
     shape = config.get("batch_input_shape", config.get("batch_shape"))
     if not isinstance(shape, list):
@@ -371,7 +385,7 @@ def _input_layer(context: Context, plain: Config, said: str) -> None:
         plain["config"]["optional"] = True
 
 
-def _pooling_axis(context: Context, plain: Config, said: str) -> None:
+def _relu(_context: Context, plain: Config) -> None:
     config = plain["config"]
     if plain["class_name"] == "ReLU" and config.get("negative_slope") is None:
         config.pop("negative_slope", None)
@@ -379,12 +393,12 @@ def _pooling_axis(context: Context, plain: Config, said: str) -> None:
         config.pop("threshold", None)
 
 
-def _categories(context: Context, plain: Config, said: str) -> None:
+def _categories(_context: Context, plain: Config) -> None:
     if plain["config"].get("output_mode") == "binary":
         plain["config"]["output_mode"] = "multi_hot"
 
 
-_SPECIAL: Mapping[str, Callable[[Context, Config, str], None]] = {
+_SPECIAL: Mapping[str, Callable[[Context, Config], None]] = {
     **dict.fromkeys((name for name, family in old.FAMILIES.items() if family in ("convolution", "separable")), _convolution),
     **dict.fromkeys(
         (name for name, family in old.FAMILIES.items() if family in ("recurrent", "recurrent convolution")), _recurrent
@@ -396,6 +410,6 @@ _SPECIAL: Mapping[str, Callable[[Context, Config, str], None]] = {
     "ZeroPadding2D": _padding,
     "Flatten": _flatten,
     "InputLayer": _input_layer,
-    "ReLU": _pooling_axis,
+    "ReLU": _relu,
     "CategoryEncoding": _categories,
 }
