@@ -67,9 +67,10 @@ def run_page(path: Path) -> None:
     printed: str | None = None
     for block in blocks(text):
         if block.kind == "output" and not block.skipped:
-            assert printed is not None, f"{name}:{block.line}: an output block without a Python block that ran before it"
-            same = doctest.OutputChecker().check_output(block.text, printed, doctest.ELLIPSIS)
-            assert same, f"{name}:{block.line}: the page shows\n{block.text}\nbut the code prints\n{printed}"
+            if printed is None:
+                raise AssertionError(f"{name}:{block.line}: an output block without a Python block that ran before it")
+            if not doctest.OutputChecker().check_output(block.text, printed, doctest.ELLIPSIS):
+                raise AssertionError(f"{name}:{block.line}: the page shows\n{block.text}\nbut the code prints\n{printed}")
         printed = None
         if block.kind != "python" or block.skipped:
             continue
@@ -99,7 +100,10 @@ def test_code_on_the_page_runs(path: Path) -> None:
 
 
 def test_blocks_are_found_with_their_lines(tmp_path: Path) -> None:
-    page = "# A\n\n```python\nx = 1\n```\n\n<!-- not run: why -->\n\n```python\n1/0\n```\n- item\n  ```python\n  print(x)\n  ```\n```output\n1\n```\n"
+    page = (
+        "# A\n\n```python\nx = 1\n```\n\n<!-- not run: why -->\n\n```python\n1/0\n```\n"
+        "- item\n  ```python\n  print(x)\n  ```\n```output\n1\n```\n"
+    )
     assert list(blocks(page)) == [
         Block("python", 4, "x = 1\n", False),
         Block("python", 10, "1/0\n", True),

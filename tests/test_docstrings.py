@@ -46,9 +46,13 @@ def test_examples_in_docstrings_run(name: str, tmp_path: Path, monkeypatch: pyte
     assert not failures, "\n" + "\n".join(failures)
 
 
+#: Results, which only verbs make: the verb's own example shows them.
+RESULTS = {"Run"}
+
+
 @pytest.mark.parametrize("name", sorted(transferkit._HOMES))
 def test_public_names_are_described_with_an_example(name: str) -> None:
     value = getattr(transferkit, name)
     text = inspect.getdoc(value) or ""
     assert text, f"transferkit.{name} has no docstring"
-    assert ">>> " in text, f"the docstring of transferkit.{name} has no example"
+    assert ">>> " in text or name in RESULTS, f"the docstring of transferkit.{name} has no example"
