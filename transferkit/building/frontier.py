@@ -287,7 +287,8 @@ class _Statics:
         if not call.is_layer:
             return []
         layer = call.operation
-        if self._is_simple(call) and (self.is_frozen(call) or not layer.weights) and not getattr(layer, "stateful", False):
+        kept = not layer.weights or (self.is_frozen(call) and (self._frozen is not None or not layer.trainable))
+        if kept and self._is_simple(call) and not getattr(layer, "stateful", False):
             weights = {id(v) for v in layer.weights}
             return [v for v in layer.variables if id(v) not in weights]
         trained = {id(v) for v in layer.trainable_variables}

@@ -274,7 +274,7 @@ def _why_no_graph(model: Any) -> str:
     return f"{name} is a subclassed model, whose graph is only in its Python code"
 
 
-class GraphModel(keras.Model):  # type: ignore[misc]  # Keras ships no types
+class GraphModel(keras.Model):
     """Runs calls of a graph; its layers are those of the model the graph was read from.
 
     Args:
@@ -337,7 +337,8 @@ class GraphModel(keras.Model):  # type: ignore[misc]  # Keras ships no types
                 tensors.pop(number, None)
         given = tf.nest.map_structure(lambda ref: tensors[ref.tensor], self._graph_outputs.value)
         if output_masks:
-            return [*given, *(self._read_mask(tensors[number]) for number in output_masks)]
+            # The masks travel as tensors of their own, so those they sat on are given without them.
+            return [*map(tf.identity, given), *(self._read_mask(tensors[number]) for number in output_masks)]
         return given[0] if isinstance(given, list) and len(given) == 1 else given
 
 
@@ -404,7 +405,7 @@ class _Opaque:
         self.value = value
 
 
-class ReadMask(keras.layers.Layer):  # type: ignore[misc]
+class ReadMask(keras.layers.Layer):
     """Gives the mask that a tensor carries, or None."""
 
     def __init__(self) -> None:
@@ -418,7 +419,7 @@ class ReadMask(keras.layers.Layer):  # type: ignore[misc]
         return None
 
 
-class AttachMask(keras.layers.Layer):  # type: ignore[misc]
+class AttachMask(keras.layers.Layer):
     """Gives the first of its two inputs, with the second as its mask."""
 
     def __init__(self) -> None:
