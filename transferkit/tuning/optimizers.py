@@ -12,6 +12,10 @@ and k steps after joining late its step would be (1 − β₁ᵏ) / √(1 − β
 The penalty `strength/2 · ‖w − w₀‖²` is that of L2-SP (Li, Grandvalet & Davoine, ICML 2018, equation 2), or plain L2 with
 w₀ = 0. It is added to the gradients, before they are clipped, so it works with any `train_step` and changes no layer.
 
+An average of the weights (Polyak & Juditsky 1992) is kept beside them where asked, moving with
+min(`average`, (1 + t) / (10 + t)) at step t, as in TensorFlow's ExponentialMovingAverage, so that a short run isn't averaged with
+its own beginning. `swap_averages` puts it in the weights' place and back.
+
 Imports `errors` and `_keras`.
 """
 
@@ -27,7 +31,7 @@ from typing import Any, TypeAlias
 from transferkit._keras import keras, tf
 from transferkit.errors import ModelError, PlanError, TrainingError
 
-__all__ = ["Penalty", "PerVariable", "VariableOptions", "carry_over", "decays", "with_multipliers"]
+__all__ = ["Penalty", "PerVariable", "VariableOptions", "carry_over", "decays", "swap_averages", "with_multipliers"]
 
 Variable: TypeAlias = Any  # keras.Variable, which has no types
 
@@ -78,6 +82,7 @@ def with_multipliers(
     multiplier: float | Callable[[Variable], float] = 1.0,
     decay: bool | Callable[[Variable], bool] = decays,
     penalty: Penalty | Callable[[Variable], Penalty | None] | None = None,
+    average: float | None = None,
 ) -> Any:
     """An optimizer like `optimizer`, built on `variables`, with a rate for each of them.
 
@@ -91,6 +96,7 @@ def with_multipliers(
         multiplier: Factor on the learning rate, 0 or more: one for all, or a function of the variable.
         decay: Whether the optimizer's weight decay (if it has one) applies: for all, or a function of the variable.
         penalty: L2-SP or L2: for all, or a function of the variable.
+        average: Momentum of a moving average of the weights, from 0 to below 1; None for none.
 
     Returns:
         The optimizer, for `model.compile`.
@@ -111,7 +117,9 @@ def with_multipliers(
         [0.1, 0.1, 1.0, 1.0]
     """
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        inner = with_multipliers(optimizer.inner_optimizer, variables, multiplier=multiplier, decay=decay, penalty=penalty)
+        inner = with_multipliers(
+            optimizer.inner_optimizer, variables, multiplier=multiplier, decay=decay, penalty=penalty, average=average
+        )
         settings = {key: value for key, value in optimizer.get_config().items() if key != "inner_optimizer"}
         outer = type(optimizer)(inner, **settings)
         outer.build(list(variables))
@@ -127,13 +135,14 @@ def with_multipliers(
         )
         for variable in variables
     )
-    _check(optimizer, options)
-    new = _extended(optimizer, options, shapes=tuple(tuple(variable.shape) for variable in variables))
+    _check(optimizer, options, average)
+    shapes = tuple(tuple(variable.shape) for variable in variables)
+    new = _extended(optimizer, options, shapes=shapes, average=average)
     new.build(list(variables))
     return new
 
 
-def _check(optimizer: Any, options: Sequence[VariableOptions]) -> None:
+def _check(optimizer: Any, options: Sequence[VariableOptions], average: float | None) -> None:
     asked = f"Giving the optimizer {type(optimizer).__name__} a rate for each variable."
     numbers = [o.multiplier for o in options] + [o.penalty.strength for o in options if o.penalty]
     wrong = sorted({number for number in numbers if not (math.isfinite(number) and number >= 0)}, key=str)
@@ -142,6 +151,10 @@ def _check(optimizer: Any, options: Sequence[VariableOptions]) -> None:
             asked,
             found=f"multipliers or penalty strengths of {', '.join(map(repr, wrong))}",
             fix="give finite numbers of 0 or more; to leave a layer as it is, freeze it",
+        )
+    if average is not None and not 0 <= average < 1:
+        raise PlanError(
+            asked, found=f"average={average!r}, the momentum of a moving average", fix="give a number from 0 to below 1"
         )
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise ModelError(asked, found=f"a {type(optimizer).__name__}, which is no keras.optimizers.Optimizer")
@@ -172,6 +185,7 @@ class PerVariable(_Mixed):
 
     _options: tuple[VariableOptions, ...] = ()
     _shapes: tuple[tuple[int, ...], ...] = ()
+    _average: float | None = None
     _scale: float = 1.0
     _origin: int = 0
     _stepped: bool = False
@@ -220,14 +234,17 @@ class PerVariable(_Mixed):
         # Past Keras's tracking, which would take the model's variables for the optimizer's own.
         object.__setattr__(self, "_built_on", tuple(variables))
         self._anchors = [
-            self.add_variable_from_reference(
-                variable, name="anchor", initializer=lambda _shape, dtype=None, v=variable: keras.ops.cast(v, dtype or v.dtype)
-            )
-            if options.penalty and options.penalty.to_start and options.penalty.strength
-            else None
+            self._slot(variable, "anchor") if options.penalty and options.penalty.to_start and options.penalty.strength else None
             for variable, options in zip(variables, self._options, strict=True)
         ]
+        self._averages = [None if self._average is None else self._slot(variable, "polyak") for variable in variables]
         self.built = True
+
+    def _slot(self, variable: Variable, name: str) -> Any:
+        """A variable of the optimizer's that begins with the model variable's value."""
+        return self.add_variable_from_reference(
+            variable, name=name, initializer=lambda _shape, dtype=None: keras.ops.cast(variable, dtype or variable.dtype)
+        )
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Variable] | None = None) -> None:
         grads = list(grads)
@@ -262,12 +279,18 @@ class PerVariable(_Mixed):
         return keras.ops.add(tf.convert_to_tensor(grad), keras.ops.cast(pull, grad.dtype))
 
     def update_step(self, gradient: Any, variable: Variable, learning_rate: Any) -> None:
-        options = self._options[self._get_variable_index(variable)]
+        index = self._get_variable_index(variable)
+        options = self._options[index]
         rate = learning_rate if options.multiplier == 1.0 else keras.ops.multiply(learning_rate, options.multiplier)
         self._stepped = True
         self._origin = options.origin
         try:
             super().update_step(gradient, variable, rate)
+            if self._average is not None:
+                step = keras.ops.cast(self.iterations, variable.dtype)
+                momentum = keras.ops.minimum((1 + step) / (10 + step), keras.ops.cast(self._average, variable.dtype))
+                held = self._averages[index]
+                self.assign(held, keras.ops.add(variable, keras.ops.multiply(momentum, keras.ops.subtract(held, variable))))
         finally:
             self._origin = 0
 
@@ -288,6 +311,7 @@ class PerVariable(_Mixed):
             "optimizer": plain,
             "options": [dataclasses.asdict(options) for options in self._options],
             "shapes": [list(shape) for shape in self._shapes],
+            "average": self._average,
         }
 
     @classmethod
@@ -297,11 +321,14 @@ class PerVariable(_Mixed):
             VariableOptions(**{**entry, "penalty": Penalty(**entry["penalty"]) if entry["penalty"] else None})
             for entry in config["options"]
         )
-        _check(plain, options)
-        return _extended(plain, options, shapes=tuple(tuple(shape) for shape in config["shapes"]))
+        _check(plain, options, config["average"])
+        shapes = tuple(tuple(shape) for shape in config["shapes"])
+        return _extended(plain, options, shapes=shapes, average=config["average"])
 
 
-def _extended(optimizer: Any, options: tuple[VariableOptions, ...], *, shapes: tuple[tuple[int, ...], ...]) -> Any:
+def _extended(
+    optimizer: Any, options: tuple[VariableOptions, ...], *, shapes: tuple[tuple[int, ...], ...], average: float | None
+) -> Any:
     """An unbuilt copy of `optimizer` that trains each variable by its options."""
     plain: Any = type(optimizer)
     if isinstance(optimizer, PerVariable):
@@ -324,6 +351,7 @@ def _extended(optimizer: Any, options: tuple[VariableOptions, ...], *, shapes: t
     new._plain = serialized
     new._options = options
     new._shapes = shapes
+    new._average = average
     return new
 
 
@@ -344,10 +372,11 @@ keras.saving.register_keras_serializable(package="transferkit", name="PerVariabl
 def carry_over(old: Any, new: Any) -> int:
     """Moves the state of the optimizer of one phase to that of the next; changes `new` only.
 
-    Slots of variables that both train, the step count, the loss scale and any other state are copied. A variable that joins has
-    fresh slots, counts its own steps from here on, and its moving average (EMA) starts from its present value. The learning
-    rate stays `new`'s. Nadam's running product of momenta is common to all variables, so there the first steps of one that
-    joins are a little smaller than they would be alone.
+    Slots of variables that both train, the step count, the loss scale and any other state are copied. A variable that joins
+    has fresh slots, counts its own steps from here on, and its moving average (`use_ema`) starts from its present value. An
+    average asked for by `average=` begins anew for all, from the present weights. The learning rate stays `new`'s. Nadam's
+    running product of momenta is common to all variables, so there the first steps of one that joins are a little smaller
+    than they would be alone.
 
     Args:
         old: An optimizer of `with_multipliers`, built.
@@ -405,7 +434,7 @@ def carry_over(old: Any, new: Any) -> int:
         options[index] = dataclasses.replace(options[index], origin=steps if earlier is None else old._options[earlier].origin)
         for name, slot_list in new_lists.items():
             slot = slot_list[index]
-            if slot is None:
+            if slot is None or name == "_averages":
                 continue
             if earlier is not None and name in old_lists and old_lists[name][earlier] is not None:
                 slot.assign(old_lists[name][earlier])
@@ -428,3 +457,16 @@ def _slot_lists(optimizer: Any) -> dict[str, list[Any]]:
         and all(slot is None or id(slot) in own for slot in value)
         and not any(slot is step_counter for slot in value)
     }
+
+
+def swap_averages(optimizer: Any) -> None:
+    """Puts the moving averages in the place of the weights, and the weights where the averages were; once more undoes it.
+
+    Args:
+        optimizer: An optimizer of `with_multipliers` with `average=`; `LossScaleOptimizer` around one as well.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    for variable, held in zip(optimizer._built_on, optimizer._averages, strict=True):
+        value = keras.ops.copy(held)
+        held.assign(variable)
+        variable.assign(value if variable.constraint is None else variable.constraint(value))
