@@ -56,7 +56,9 @@ def test_the_moving_average_is_numpys_and_is_what_validation_sees_and_the_phase_
     optimizer = with_multipliers(keras.optimizers.SGD(0.1), model.trainable_variables, average=0.8)
     model.compile(optimizer, "mse", jit_compile=False)
     trace = Trace()
-    model.fit(X, Y, batch_size=8, epochs=3, shuffle=False, verbose=0, validation_data=(X, Y), callbacks=[AverageWeights(), trace])
+    settings = {"batch_size": 8, "epochs": 3, "shuffle": False, "verbose": 0}
+    model.fit(X, Y, **settings, validation_data=(X, Y), validation_batch_size=32, callbacks=[AverageWeights(), trace])
+    assert len(trace.validated) == 3
     after_epoch = []
     for step, weights in enumerate(trace.steps):
         momentum = min(0.8, (1 + step) / (10 + step))
@@ -68,7 +70,7 @@ def test_the_moving_average_is_numpys_and_is_what_validation_sees_and_the_phase_
     close(model.get_weights(), average)
     plain = model_of()
     plain.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
-    plain.fit(X, Y, batch_size=8, epochs=3, shuffle=False, verbose=0)
+    plain.fit(X, Y, **settings)
     close(trace.steps[-1], plain.get_weights())
 
 

@@ -109,7 +109,7 @@ def test_sample_weights_and_several_inputs_go_along() -> None:
 def test_labels_become_one_hot_in_any_kind_of_data() -> None:
     x = np.zeros((4, 2), "float32")
     for labels in (np.array([0, 2, 1, 2]), np.array([[0], [2], [1], [2]])):
-        for data in ((x, labels), [(x, labels)], tf.data.Dataset.from_tensors((x, labels))):
+        for data in ((x, labels), iter([(x, labels)]), tf.data.Dataset.from_tensors((x, labels))):
             out = one_hot_labels(data, 3)
             parts = out if isinstance(out, tuple) else next(iter(out))
             assert np.array_equal(np.asarray(parts[1]), np.eye(3)[[0, 2, 1, 2]])

@@ -194,11 +194,11 @@ def wise_ft(
         ModelError: when `before` isn't of this model's shapes.
 
     Example:
-        >>> import keras
+        >>> import keras, numpy as np
         >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
-        >>> model.set_weights([[[1.0]]])
+        >>> model.set_weights([np.array([[1.0]])])
         >>> before = model.get_weights()
-        >>> model.set_weights([[[3.0]]])
+        >>> model.set_weights([np.array([[3.0]])])
         >>> wise_ft(model, before, lambda m: -abs(m.get_weights()[0].item() - 2.0), alphas=(0, 0.5, 1)).best
         0.5
     """

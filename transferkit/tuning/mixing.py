@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from transferkit._keras import keras, tf
+from transferkit.data import is_arrays
 from transferkit.errors import DataError
 
 __all__ = ["mix_batch", "mixed", "one_hot_labels"]
@@ -123,7 +124,7 @@ def one_hot_labels(data: Any, classes: int) -> Any:
             labels = tf.squeeze(labels, axis=-1)
         return (parts[0], tf.one_hot(tf.cast(labels, tf.int32), classes), *parts[2:])
 
-    if isinstance(data, (tuple, list)):
+    if is_arrays(data):
         return transform(tuple(data), 0, 0)
     return transformed(data, transform, epoch=lambda: 0)
 
@@ -158,7 +159,9 @@ def transformed(data: Any, transform: Transform, *, epoch: Callable[[], int]) ->
 
         whole = numbers.flat_map(one_pass)
         size = int(data.cardinality())
-        return whole.apply(tf.data.experimental.assert_cardinality(size)) if size >= 0 else whole
+        if size >= 0:
+            whole = whole.apply(tf.data.experimental.assert_cardinality(size))
+        return whole.with_options(data.options())  # how it is shared among replicas isn't seen through `flat_map`
     if isinstance(data, keras.utils.PyDataset):
         return _Transformed(data, transform, epoch)
     return _Batches(data, transform, epoch)
