@@ -48,6 +48,7 @@ PURE: tuple[str, ...] = (
     "evaluation.rows",
     "evaluation.calibration",
     "evaluation.resampling",
+    "evaluation.estimating",
     "selection.scores",
 )
 #: Exceptions to a room named in PURE.

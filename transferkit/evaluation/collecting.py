@@ -17,122 +17,60 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transferkit._keras import keras, tf
+from transferkit.building.heads import heads_of
 from transferkit.data import Batch, batches, is_arrays
 from transferkit.errors import DataError, EvaluationError
 from transferkit.evaluation.rows import FloatArray
 from transferkit.tasks import Task, task_of
 
-__all__ = ["Collected", "Head", "collect", "head_of"]
-
-#: Layers at the end that change no value, or only its shape or type: the activation is looked for before them.
-_TRANSPARENT = ("Dropout", "Flatten", "Reshape", "Identity", "Permute", "ActivityRegularization")
+__all__ = ["Collected", "collect"]
 
 
 @dataclass(frozen=True)
-class Head:
-    """One output of a model.
+class Judged:
+    """The output that is judged.
 
     Args:
         name: Its name; empty for a model's only one.
         index: Its place among the outputs.
-        activation: The activation's name, or None when it can't be told.
+        count: How many outputs the model has.
+        shape: Its shape without the batch; an axis that isn't fixed is None.
+        activation: The name of the activation it went through.
     """
 
     name: str
     index: int
-    activation: str | None
+    count: int
+    shape: tuple[int | None, ...]
+    activation: str
 
 
-def _output_names(model: Any) -> list[str]:
-    return list(getattr(model, "output_names", None) or ["output"])
-
-
-def _activation_of(layer: Any) -> str | None:
-    kind = type(layer).__name__
-    if kind == "Softmax":
-        return "softmax"
-    function = getattr(layer, "activation", None)
-    if function is None or not callable(function):
-        return None
-    return str(getattr(function, "__name__", None) or getattr(function, "name", type(function).__name__))
-
-
-def _made_by(model: Any, index: int) -> Any:
-    """The layer that makes an output of a functional or Sequential model; None when it can't be told."""
-    layers = list(getattr(model, "layers", ()))
-    if isinstance(model, keras.Sequential):
-        return layers[-1] if layers else None
-    outputs = getattr(model, "outputs", None)
-    if not outputs:
-        return None
-    names = _output_names(model)
-    by_name = [layer for layer in layers if layer.name == names[index]]
-    if by_name:
-        return by_name[0]
-    return next((layer for layer in layers if _output_is(layer, outputs[index])), None)
-
-
-def _output_is(layer: Any, tensor: Any) -> bool:
-    try:
-        return layer.output is tensor
-    except (AttributeError, ValueError):  # a layer called several times, or never
-        return False
-
-
-def _activation_at(model: Any, index: int) -> str | None:
-    layer = _made_by(model, index)
-    while layer is not None and type(layer).__name__ in _TRANSPARENT:
-        layer = _before(model, layer)
-    if layer is None:
-        return None
-    if isinstance(layer, keras.Model) and getattr(layer, "layers", None):
-        return _activation_at(layer, 0) if len(_output_names(layer)) == 1 else None
-    return _activation_of(layer)
-
-
-def _before(model: Any, layer: Any) -> Any:
-    """The layer whose output a single-input layer reads."""
-    layers = list(model.layers)
-    if isinstance(model, keras.Sequential):
-        at = layers.index(layer)
-        return layers[at - 1] if at else None
-    try:
-        read = layer.input
-    except (AttributeError, ValueError):
-        return None
-    return next((other for other in layers if other is not layer and _output_is(other, read)), None)
-
-
-def head_of(model: Any, output: str | None) -> Head:
+def _judged(model: Any, output: str | None) -> Judged:
     """The output to be judged.
-
-    Args:
-        model: A built Keras model.
-        output: Its name; may be left out when there is one only.
 
     Raises:
         EvaluationError: when there are several and none is named, or none of that name.
     """
-    names = _output_names(model)
-    if output is None:
-        if len(names) > 1:
-            raise EvaluationError(
-                f"Evaluating a model of {len(names)} outputs.",
-                found="no word about which one",
-                fix=f"run(..., output=name), with one of {', '.join(map(repr, names))}",
-            )
-        return Head("", 0, _activation_at(model, 0))
-    if output not in names:
+    heads = heads_of(model)
+    names = [head.output for head in heads]
+    if output is None and len(names) > 1:
+        raise EvaluationError(
+            f"Evaluating a model of {len(names)} outputs.",
+            found="no word about which one",
+            fix=f"run(..., output=name), with one of {', '.join(map(repr, names))}",
+        )
+    if output is not None and output not in names:
         raise EvaluationError(
             f"Evaluating the output {output!r}.",
             found=f"the model's outputs are {', '.join(map(repr, names))}",
             fix="name one of them",
         )
-    index = names.index(output)
-    return Head(output if len(names) > 1 else "", index, _activation_at(model, index))
+    index = 0 if output is None else names.index(output)
+    head = heads[index]
+    return Judged(head.output if len(names) > 1 else "", index, len(names), head.shape, head.activation)
 
 
-def _part(structure: Any, head: Head, count: int, *, what: str) -> Any:
+def _part(structure: Any, head: Judged, *, what: str) -> Any:
     """The part of labels, weights, losses or predictions that belongs to the head."""
     if isinstance(structure, dict):
         if head.name in structure:
@@ -144,11 +82,11 @@ def _part(structure: Any, head: Head, count: int, *, what: str) -> Any:
             found=f"{what} under the names {', '.join(map(repr, structure))}",
             fix="name them as the model names its outputs",
         )
-    if isinstance(structure, (list, tuple)) and count > 1:
-        if len(structure) != count:
+    if isinstance(structure, (list, tuple)) and head.count > 1:
+        if len(structure) != head.count:
             raise DataError(
                 f"Reading the {what} of output {head.name!r}.",
-                found=f"{len(structure)} of them for {count} outputs",
+                found=f"{len(structure)} of them for {head.count} outputs",
                 fix="give one each",
             )
         return structure[head.index]
@@ -202,7 +140,7 @@ _READS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def _task_of_loss(loss: Any, units: int, head: Head) -> Task | None:
+def _task_of_loss(loss: Any, units: int, head: Judged) -> Task | None:
     """The task that a compiled loss states; None for a loss that doesn't tell."""
     if isinstance(loss, str):
         name = loss
@@ -270,15 +208,14 @@ def collect(
         EvaluationError: when predictions and labels don't fit together.
         DataError: when the data is empty, has no labels, or inputs that aren't finite.
     """
-    head = head_of(model, output)
-    count = len(_output_names(model))
-    compiled = _part(getattr(model, "loss", None), head, count, what="losses")
-    state = _Pass(model, head, count, compiled, want_loss)
+    head = _judged(model, output)
+    compiled = _part(getattr(model, "loss", None), head, what="losses")
+    state = _Pass(model, head, compiled, want_loss)
     for metric in metrics:
         metric.reset_state()
     if is_arrays(data) and len(data) > 1 and data[1] is not None:
         # All labels are known beforehand, so the loss can be chosen on all of them.
-        state.choose_loss(_label_array(_part(data[1], head, count, what="labels")))
+        state.choose_loss(_label_array(_part(data[1], head, what="labels")))
     for batch in batches(data, batch_size=batch_size):
         state.add(batch, metrics)
     return state.result(metrics)
@@ -300,8 +237,8 @@ def _label_array(labels: Any) -> NDArray[np.generic]:
 class _Pass:
     """The state of a pass: what was collected so far, and the compiled step."""
 
-    def __init__(self, model: Any, head: Head, count: int, compiled: Any, want_loss: bool) -> None:
-        self.model, self.head, self.count, self.compiled, self.want_loss = model, head, count, compiled, want_loss
+    def __init__(self, model: Any, head: Judged, compiled: Any, want_loss: bool) -> None:
+        self.model, self.head, self.compiled, self.want_loss = model, head, compiled, want_loss
         self.loss: Any = _loss_per_row(compiled) if compiled is not None else None
         self.chosen: Task | None = None
         self.outputs: list[NDArray[np.generic]] = []
@@ -317,7 +254,7 @@ class _Pass:
         outputs = self.model(x, training=False)
         added = self.model.losses
         penalty = tf.add_n([tf.cast(tf.reduce_sum(v), "float32") for v in added]) if added else tf.constant(0.0)
-        return _part(outputs, self.head, self.count, what="outputs"), penalty
+        return _part(outputs, self.head, what="outputs"), penalty
 
     def _step(self, x: Any, y: Any) -> tuple[Any, Any, Any]:
         prediction, penalty = self._predict(x)
@@ -341,25 +278,20 @@ class _Pass:
 
     def choose_loss(self, labels: NDArray[np.generic]) -> None:
         """For a model that wasn't compiled: the loss that follows from head and labels, if it does."""
-        shape = self._output_shape()
-        if self.compiled is not None or shape is None:
+        if self.compiled is not None:
             return
         try:
-            self.chosen = task_of(labels, output_shape=shape, activation=self.head.activation, output=self.head.name)
+            self.chosen = task_of(labels, output_shape=self.head.shape, activation=self.head.activation, output=self.head.name)
         except DataError:
             return  # said at the end, when all labels are known
         self.loss = _loss_per_row(getattr(keras.losses, self.chosen.loss)(**self.chosen.loss_arguments))
-
-    def _output_shape(self) -> tuple[int | None, ...] | None:
-        outputs = getattr(self.model, "outputs", None)
-        return tuple(outputs[self.head.index].shape[1:]) if outputs else None
 
     def add(self, batch: Batch, metrics: Sequence[Any]) -> None:
         if batch.y is None:
             raise DataError(
                 "Evaluating a model.", found="data without labels", fix="give (x, y), or a data set of (x, y) batches"
             )
-        y = _label_array(_part(batch.y, self.head, self.count, what="labels"))
+        y = _label_array(_part(batch.y, self.head, what="labels"))
         _finite_inputs(batch.x, self.rows)
         if not self.outputs and self.loss is None:
             self.choose_loss(y)
@@ -376,7 +308,7 @@ class _Pass:
                 else "inputs so large that the model overflows",
                 fix="look for NaN in model.get_weights(), or load weights from before the training diverged",
             )
-        weight = None if batch.sample_weight is None else _part(batch.sample_weight, self.head, self.count, what="sample weights")
+        weight = None if batch.sample_weight is None else _part(batch.sample_weight, self.head, what="sample weights")
         for metric in metrics:
             metric.update_state(y, prediction, sample_weight=weight)
         self.outputs.append(p)

@@ -112,6 +112,8 @@ def precision_recall_curve(positive: BoolArray, scores: FloatArray, weight: Floa
 
 def _cumulated(positive: BoolArray, scores: FloatArray, weight: FloatArray | None) -> tuple[FloatArray, FloatArray, FloatArray]:
     w = np.ones(len(scores)) if weight is None else weight
+    counted = w > 0  # rows without weight make no step, so they make no point either
+    positive, scores, w = positive[counted], scores[counted], w[counted]
     order = np.argsort(-scores, kind="stable")
     ends = _ends_of_ties(scores[order])
     taken = np.cumsum(w[order])[ends]
