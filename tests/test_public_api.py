@@ -21,6 +21,7 @@ PUBLIC = [
     "ModelBuilder",
     "Placement",
     "Run",
+    "WeightLoader",
     "__version__",
     "errors",
 ]

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from transferkit.tuning.layers import Layers as Layers
     from transferkit.tuning.run import Run as Run
     from transferkit.tuning.tuner import FineTuner as FineTuner
+    from transferkit.weights.loader import WeightLoader as WeightLoader
 
-__all__ = ["Data", "Evaluator", "FineTuner", "Layers", "ModelBuilder", "Placement", "Run", "__version__", "errors"]
+__all__ = ["Data", "Evaluator", "FineTuner", "Layers", "ModelBuilder", "Placement", "Run", "WeightLoader", "__version__", "errors"]
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ _HOMES: Final[dict[str, str]] = {
     "ModelBuilder": "transferkit.building.builder",
     "Placement": "transferkit.placement",
     "Run": "transferkit.tuning.run",
+    "WeightLoader": "transferkit.weights.loader",
 }
 
 
