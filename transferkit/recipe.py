@@ -1,0 +1,225 @@
+"""`Recipe`: the four plans as one frozen value, which makes a new model each time it is run and so can be replayed.
+
+May import Keras and the floors below.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, final
+
+import numpy as np
+from typing_extensions import Self
+
+from transferkit._keras import keras, tf
+from transferkit._objects import FunctionReference, HeldModel, as_value
+from transferkit._plan import Plan, steps_named
+from transferkit.building.builder import ModelBuilder
+from transferkit.building.heads import leaf_layers
+from transferkit.data import batches
+from transferkit.errors import ModelError, PlanError, did_you_mean
+from transferkit.evaluation.evaluator import Evaluator
+from transferkit.evaluation.report import Evaluation
+from transferkit.placement import Placement
+from transferkit.tuning.run import Run
+from transferkit.tuning.tuner import FineTuner
+from transferkit.weights.loader import WeightLoader
+from transferkit.weights.report import LoadReport
+
+__all__ = ["Recipe", "Result"]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What running a recipe gave.
+
+    Args:
+        model: The trained model, plain Keras.
+        run: What the fine-tuning did.
+        load: What was loaded, where the recipe loads weights.
+        evaluation: What the evaluation found, where there was data to evaluate on.
+    """
+
+    model: Any = field(repr=False)
+    run: Run
+    load: LoadReport | None = None
+    evaluation: Evaluation | None = None
+
+    def _parts(self) -> list[Any]:
+        return [part for part in (self.load, self.run, self.evaluation) if part is not None]
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self._parts()))
+
+    def _repr_html_(self) -> str:
+        return "".join(part._repr_html_() for part in self._parts())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The reports as plain lists and dicts, without the model."""
+        return {
+            "load": None if self.load is None else self.load.to_dict(),
+            "run": self.run.to_dict(),
+            "evaluation": None if self.evaluation is None else self.evaluation.to_dict(),
+        }
+
+
+@final
+class Recipe(Plan):
+    """How a model is made, loaded, fine-tuned and judged, from nothing, as often as needed.
+
+    Args:
+        model: A `ModelBuilder`; or a Keras model, copied with its weights at each run; or a function that makes a model.
+        loader: Which weights it starts from; None to leave them as they are made.
+        tuner: How it is fine-tuned.
+        evaluator: How it is judged.
+
+    Example:
+        >>> import transferkit as tk
+        >>> tk.Recipe(tk.ModelBuilder((4,)).dense(8, "relu").classifier(3), tuner=tk.FineTuner(), evaluator=tk.Evaluator("accuracy"))
+        Recipe(ModelBuilder((4,)).dense(8, 'relu').classifier(3), tuner=FineTuner(), evaluator=Evaluator('accuracy'))
+    """
+
+    STEPS: ClassVar[frozenset[str]] = frozenset({"adapt"})
+
+    def __init__(
+        self,
+        model: Any,
+        loader: WeightLoader | None = None,
+        tuner: FineTuner | None = None,
+        evaluator: Evaluator | None = None,
+    ) -> None:
+        value = as_value(model)
+        kinds = (
+            ("model", value, (ModelBuilder, HeldModel, FunctionReference), "a ModelBuilder, a Keras model or a function that makes one"),
+            ("loader", loader, (WeightLoader, type(None)), "a WeightLoader"),
+            ("tuner", tuner, (FineTuner, type(None)), "a FineTuner"),
+            ("evaluator", evaluator, (Evaluator, type(None)), "an Evaluator"),
+        )
+        problems = [f"{name}={given!r}, which is not {wanted}" for name, given, kind, wanted in kinds if not isinstance(given, kind)]
+        if problems:
+            raise PlanError("Writing a Recipe.", found=problems, fix="Recipe(builder, loader, tuner, evaluator)")
+        self._begin(model=value, loader=loader, tuner=tuner, evaluator=evaluator)
+
+    def adapt(self, *names: str) -> Self:
+        """Lets layers learn from the training rows before anything trains: Normalization its mean, TextVectorization its words.
+
+        Done anew in each run, on that run's training rows only, so that in cross-validation nothing is learned from the rows it is
+        judged on. The layers must stand directly behind the model's input.
+
+        Args:
+            names: The layers' names.
+        """
+        if not names:
+            raise PlanError("Recipe.adapt was called.", found="no layer", fix='.adapt("normalization")')
+        return self._then("adapt", names=names)
+
+    def _part(self, name: str) -> Any:
+        order = ("model", "loader", "tuner", "evaluator")
+        given = dict(zip(order, self._start.positional, strict=False)) | self._start.arguments
+        return given.get(name)
+
+    @property
+    def tuner(self) -> FineTuner:
+        """The plan of the fine-tuning."""
+        tuner = self._part("tuner")
+        return tuner if tuner is not None else FineTuner()
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """The plan of the evaluation."""
+        evaluator = self._part("evaluator")
+        return evaluator if evaluator is not None else Evaluator()
+
+    def make(self, data: Any, *, seed: int | None = None, batch_size: int = 32) -> tuple[Any, LoadReport | None]:
+        """A new model, built, loaded and adapted to the rows of `data`, but not trained; and what was loaded into it.
+
+        Args:
+            data: The training rows; read only where a layer adapts.
+            seed: Fixes the initial weights.
+            batch_size: Rows at a time while adapting.
+
+        Raises:
+            ModelError, WeightsError: when it can't be built or loaded.
+        """
+        source = self._part("model")
+        if isinstance(source, ModelBuilder):
+            model = source.build(seed=seed)
+        else:
+            if seed is not None:
+                keras.utils.set_random_seed(seed % 2**32)
+            model = source.fresh()() if isinstance(source, FunctionReference) else source.fresh()
+        loader = self._part("loader")
+        report = None if loader is None else loader.load(model)
+        for step in steps_named(self, ["adapt"]):
+            for name in step.positional:
+                _adapt(model, name, data, batch_size=batch_size)
+        return model, report
+
+    def run(
+        self,
+        data: Any,
+        *,
+        validation_data: Any = None,
+        test_data: Any = None,
+        batch_size: int = 32,
+        callbacks: Sequence[Any] = (),
+        class_weight: Mapping[int, float] | None = None,
+        seed: int | None = None,
+        placement: Placement | None = None,
+        verbose: Any = "auto",
+    ) -> Result:
+        """Makes a new model, loads it, fine-tunes it and judges it. Changes nothing that was there before.
+
+        Args:
+            data: The training rows, as for `FineTuner.fit`.
+            validation_data: As for `FineTuner.fit`.
+            test_data: The rows it is judged on; without any it isn't judged.
+            batch_size: Rows in a batch.
+            callbacks: As for `FineTuner.fit`.
+            class_weight: As for `FineTuner.fit`.
+            seed: Fixes the initial weights, the order of the rows, dropout and augmentation. Without one it is drawn, and stands in
+                the result's `run`.
+            placement: Where it is built and runs.
+            verbose: As for Keras's `fit`.
+        """
+        seed = secrets.randbits(31) if seed is None else seed
+        with (placement or Placement.auto()).scope():
+            model, report = self.make(data, seed=seed, batch_size=batch_size)
+            run = self.tuner.fit(
+                model,
+                data,
+                validation_data=validation_data,
+                batch_size=batch_size,
+                callbacks=callbacks,
+                class_weight=class_weight,
+                seed=seed,
+                placement=placement,
+                verbose=verbose,
+            )
+            evaluation = None if test_data is None else self.evaluator.run(model, test_data, batch_size=batch_size)
+        return Result(model=model, run=run, load=report, evaluation=evaluation)
+
+
+def _adapt(model: Any, name: str, data: Any, *, batch_size: int) -> None:
+    """Adapts the layer of that name to the rows of `data`."""
+    layers = {path.rpartition("/")[2]: layer for path, layer in leaf_layers(model)}
+    able = [key for key, layer in layers.items() if hasattr(layer, "adapt")]
+    if name not in able:
+        raise ModelError(
+            f"Adapting the layer {name!r} of the model {model.name!r}.",
+            found=f"{'a layer without an `adapt` method' if name in layers else 'no layer of that name'}{did_you_mean(name, able)}",
+            fix=f"the layers that adapt are {', '.join(map(repr, able)) or 'none'}",
+        )
+    layer = layers[name]
+    position = next((index for index, tensor in enumerate(model.inputs) if layer.input is tensor), None)
+    if position is None:
+        raise ModelError(
+            f"Adapting the layer {name!r} of the model {model.name!r}.",
+            found="layers between the model's input and this one",
+            cause="it would have to learn from values that the layers before it give, which may train",
+            fix="put it directly behind an input",
+        )
+    rows = [tf.nest.flatten(batch.x)[position] for batch in batches(data, batch_size=batch_size)]
+    layer.adapt(np.concatenate(rows))

@@ -1,0 +1,246 @@
+"""Cross-validation of a recipe: a new model for each fold, and an interval that owns up to training sets that overlap.
+
+What is learned from rows (weights, the statistics of layers that adapt) is learned anew in each fold, on its training rows only. May import Keras
+and the floors below.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from transferkit._table import Table
+from transferkit.data import Data, is_arrays
+from transferkit.errors import DataError, EvaluationError, StorageError, did_you_mean
+from transferkit.evaluation.folds import Fold, nadeau_bengio
+from transferkit.evaluation.folds import folds as deal
+from transferkit.evaluation.report import Estimate
+from transferkit.placement import Placement
+from transferkit.recipe import Recipe
+from transferkit.storage import atomic_path
+
+__all__ = ["CrossValidation", "cross_validate"]
+
+
+@dataclass(frozen=True, eq=False)
+class CrossValidation(Mapping[str, Estimate]):
+    """What cross-validation found: a mapping from metric to its mean over the folds, with Nadeau and Bengio's interval.
+
+    Args:
+        estimates: The means by metric.
+        scores: Metric → its value in each fold, all repetitions one after the other.
+        predictions: What the model that hadn't seen the row said of it, in the rows' order: (repeats, n), (repeats, n, k).
+        labels: The labels in the same order.
+        seconds: How long each fold took; 0 for one that was read back.
+        repeats: How often all was dealt anew.
+    """
+
+    estimates: Mapping[str, Estimate]
+    scores: Mapping[str, tuple[float, ...]]
+    predictions: np.ndarray[Any, Any] = field(repr=False)
+    labels: np.ndarray[Any, Any] = field(repr=False)
+    seconds: tuple[float, ...] = ()
+    repeats: int = 1
+
+    def __getitem__(self, name: str) -> Estimate:
+        if name not in self.estimates:
+            raise KeyError(f"{name!r} wasn't measured{did_you_mean(name, self.estimates)}; there are {', '.join(self.estimates)}")
+        return self.estimates[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.estimates)
+
+    def __len__(self) -> int:
+        return len(self.estimates)
+
+    def table(self) -> Table:
+        """The means with their intervals, and the spread over the folds."""
+        rows = []
+        for name, one in self.estimates.items():
+            values = self.scores[name]
+            rows.append((name, f"{one.value:.4f}", f"{one.low:.4f} – {one.high:.4f}", f"{min(values):.4f} – {max(values):.4f}"))
+        count = len(self.seconds) // self.repeats
+        repeated = f", {self.repeats} times" if self.repeats > 1 else ""
+        level = next(iter(self.estimates.values())).level
+        return Table(
+            columns=("metric", ">mean", f">{level:.0%} interval", ">folds"),
+            rows=rows,
+            title=f"{count}-fold cross-validation{repeated} of {len(self.labels):,} rows",
+            notes=("The interval is Nadeau and Bengio's: the folds share training rows, so their scores aren't independent.",),
+        )
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as plain lists and dicts, without the predictions."""
+        return {
+            "metrics": {name: one.to_dict() for name, one in self.estimates.items()},
+            "scores": {name: list(values) for name, values in self.scores.items()},
+            "rows": len(self.labels),
+            "repeats": self.repeats,
+            "seconds": list(self.seconds),
+        }
+
+
+def cross_validate(
+    recipe: Recipe,
+    data: Any,
+    *,
+    folds: int = 5,
+    repeats: int = 1,
+    groups: ArrayLike | None = None,
+    stratified: bool = True,
+    level: float = 0.95,
+    validation_data: float | None = None,
+    batch_size: int = 32,
+    class_weight: Mapping[int, float] | None = None,
+    seed: int = 0,
+    placement: Placement | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    verbose: Any = 0,
+) -> CrossValidation:
+    """Runs the recipe once for each fold, on the other folds' rows, and judges it on the fold's.
+
+    Args:
+        recipe: What is run.
+        data: A `Data`, or `(x, y)` or `(x, y, sample_weight)` of arrays.
+        folds: How many.
+        repeats: How often the rows are dealt into folds anew.
+        groups: A group for each row (n,): rows of one group are never on both sides.
+        stratified: Whether each fold gets its share of each class, where labels are whole numbers.
+        level: Of the interval, 0 to 1.
+        validation_data: A share of each fold's training rows set apart, for early stopping.
+        batch_size: Rows in a batch.
+        class_weight: As for `FineTuner.fit`.
+        seed: Fixes the folds, and with them each fold's run.
+        placement: Where it runs.
+        folder: Where finished folds are kept, so that a run that was stopped goes on from there.
+        verbose: As for Keras's `fit`.
+
+    Raises:
+        DataError: for data whose rows can't be told apart.
+        EvaluationError: when a fold would be empty, or lack a class.
+    """
+    source = _as_data(data)
+    labels = np.asarray(source.labels)
+    by_class = labels if stratified and labels.ndim == 1 and labels.dtype.kind in "iub" else None
+    dealt = deal(len(source), folds, labels=by_class, groups=groups, repeats=repeats, seed=seed)
+    keeper = None if folder is None else _Keeper(folder, recipe, source, (folds, repeats, seed, batch_size, repr(validation_data)))
+    scores: dict[str, list[float]] = {}
+    predictions: Any = None
+    seconds = []
+    for fold in dealt:
+        started = time.perf_counter()
+        found = keeper.read(fold) if keeper else None
+        if found is None:
+            result = recipe.run(
+                source.take(fold.train),
+                validation_data=validation_data,
+                test_data=source.take(fold.test),
+                batch_size=batch_size,
+                class_weight=class_weight,
+                seed=_fold_seed(seed, fold),
+                placement=placement,
+                verbose=verbose,
+            )
+            evaluation = result.evaluation
+            assert evaluation is not None  # there were test rows
+            found = ({name: float(one) for name, one in evaluation.items()}, np.asarray(evaluation.rows.predictions))
+            seconds.append(time.perf_counter() - started)
+            if keeper:
+                keeper.write(fold, *found)
+        else:
+            seconds.append(0.0)
+        for name, value in found[0].items():
+            scores.setdefault(name, []).append(value)
+        if predictions is None:
+            predictions = np.full((repeats, len(source), *found[1].shape[1:]), np.nan)
+        predictions[fold.repeat, fold.test] = found[1]
+        if verbose:
+            said = ", ".join(f"{name} {value:.4f}" for name, value in found[0].items())
+            print(f"Fold {fold.fold + 1} of {folds}, repetition {fold.repeat + 1} of {repeats}: {said}")
+    return CrossValidation(
+        estimates={name: _estimate(name, values, dealt, level) for name, values in scores.items()},
+        scores={name: tuple(values) for name, values in scores.items()},
+        predictions=predictions,
+        labels=labels,
+        seconds=tuple(seconds),
+        repeats=repeats,
+    )
+
+
+def _as_data(data: Any) -> Data:
+    if isinstance(data, Data):
+        source = data
+    elif is_arrays(data):
+        x, y, weight = (*data, None, None)[:3]
+        source = Data.arrays(x, y, sample_weight=weight)
+    else:
+        raise DataError(
+            "Cross-validating.",
+            found=f"data of type {type(data).__name__}, whose rows can't be dealt into folds",
+            fix="give (x, y) of arrays, tk.Data.arrays(x, y) or tk.Data.image_folder(…)",
+        )
+    if source.labels is None or not hasattr(source.labels, "shape"):
+        raise DataError("Cross-validating.", found="no array of labels", fix="give (x, y) with one array of labels")
+    return source
+
+
+def _fold_seed(seed: int, fold: Fold) -> int:
+    return int(np.random.SeedSequence([seed, fold.repeat, fold.fold]).generate_state(1)[0])
+
+
+def _estimate(name: str, values: Sequence[float], dealt: Sequence[Fold], level: float) -> Estimate:
+    if not np.isfinite(values).all():
+        raise EvaluationError(
+            f"Averaging {name!r} over the folds.",
+            found=f"{values}, not all of them finite",
+            cause="a fold in which the figure isn't defined, such as one without a class",
+            fix="take fewer folds, or leave the metric out",
+        )
+    train = float(np.mean([len(fold.train) for fold in dealt]))
+    test = float(np.mean([len(fold.test) for fold in dealt]))
+    interval = nadeau_bengio(values, train=round(train), test=round(test), level=level)
+    return Estimate(name, float(np.mean(values)), low=interval.low, high=interval.high, level=level, method=interval.method)
+
+
+class _Keeper:
+    """Finished folds on disk, each under a name that its recipe, data and settings decide."""
+
+    def __init__(self, folder: str | os.PathLike[str], recipe: Recipe, data: Data, settings: tuple[Any, ...]) -> None:
+        self._folder = Path(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        content = "\n".join([recipe.to_json(), data.fingerprint(), repr(settings)])
+        self._key = hashlib.sha256(content.encode()).hexdigest()[:32]
+
+    def _path(self, fold: Fold) -> Path:
+        return self._folder / f"{self._key}-{fold.repeat}-{fold.fold}.npz"
+
+    def read(self, fold: Fold) -> tuple[dict[str, float], np.ndarray[Any, Any]] | None:
+        path = self._path(fold)
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                names, values = kept["names"].tolist(), kept["values"].tolist()
+                return dict(zip(names, values, strict=True)), kept["predictions"]
+        except (OSError, ValueError, KeyError) as error:
+            raise StorageError(
+                f"Reading the finished fold {path}.", found=f"a damaged file ({error})", fix="delete it; the fold is run again"
+            ) from error
+
+    def write(self, fold: Fold, scores: Mapping[str, float], predictions: np.ndarray[Any, Any]) -> None:
+        with atomic_path(self._path(fold)) as temporary:
+            np.savez(temporary, names=np.array(list(scores)), values=np.array(list(scores.values())), predictions=predictions)
