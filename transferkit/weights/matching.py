@@ -73,6 +73,7 @@ class Rules:
         rename: Pairs of a regular expression and its replacement, applied to the file's names in order.
         map: From a variable or a layer of the model to an array or a layer of the file.
         by_order: Whether layers may be matched by their order alone.
+        words: What the file's framework calls a variable that Keras calls by the key.
     """
 
     only: tuple[str, ...] = ()
@@ -82,6 +83,7 @@ class Rules:
     rename: tuple[tuple[str, str], ...] = ()
     map: Mapping[str, str] = field(default_factory=dict)
     by_order: bool = False
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -338,11 +340,12 @@ class _Matching:
             return [(source.entries[s][0], target.entries[t][0]) for s, t in zip(ordered, target.entries, strict=True)]
         found = []
         for variable, (name, _) in target.entries.items():
-            for word in (
-                variable,
+            words = (
+                *self.rules.words.get(variable, (variable,)),
                 *_OTHER_WORDS.get((kind_of(target.kind), variable), ()),
                 *_OTHER_WORDS.get(("", variable), ()),
-            ):
+            )
+            for word in words:
                 if word in source.entries:
                     found.append((source.entries[word][0], name))
                     break
@@ -675,8 +678,9 @@ class _Matching:
 
 # Names that versions of Keras gave the same variable; (kind, variable) or ("", variable) for every kind.
 _OTHER_WORDS: Mapping[tuple[str, str], tuple[str, ...]] = {
-    ("", "kernel"): ("W",),
-    ("", "bias"): ("b",),
+    ("", "kernel"): ("W", "weights"),
+    ("", "bias"): ("b", "biases"),
+    ("", "alpha"): ("alphas",),
     ("", "embeddings"): ("W",),
     ("", "moving_mean"): ("running_mean",),
     ("depthwiseconv1d", "kernel"): ("depthwise_kernel",),
