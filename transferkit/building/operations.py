@@ -413,7 +413,10 @@ GRAPH_OPS: Mapping[str, Function] = {
     "DepthToSpace": _depth_to_space,
 }
 _ATTRIBUTES = frozenset(
-    ["keep_dims", "transpose_a", "transpose_b", "adj_x", "adj_y", "axis", "num", "squeeze_dims", "alpha", "DstT", "num_split", "mode", "block_size", "begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask"]
+    """
+    keep_dims transpose_a transpose_b adj_x adj_y axis num squeeze_dims alpha DstT num_split mode block_size begin_mask end_mask
+    ellipsis_mask new_axis_mask shrink_axis_mask
+    """.split()  # noqa: SIM905
 )
 
 

@@ -85,7 +85,7 @@ def vet(architecture: Mapping[str, Any], *, given: Iterable[str] = (), operation
     unsafe: list[str] = []
     for plain in _layers(architecture):
         name, config = plain["name"], plain["config"]
-        if "layers" in config and "nodes" in plain and plain["class_name"] in ("Sequential", "Functional"):
+        if "layers" in config and plain["class_name"] in ("Sequential", "Functional"):
             continue
         if known & {name, str(config.get("name"))}:
             continue
@@ -156,7 +156,9 @@ def _functions(config: Mapping[str, Any]) -> Iterator[str]:
             if isinstance(value, str) and value not in allowed.ACTIVATIONS and value != OLD_HARD_SIGMOID:
                 yield value
         elif isinstance(value, Mapping) and isinstance(value.get("class_name"), str) and "said" not in value:
-            if (key.endswith("_regularizer") and value["class_name"] not in allowed.REGULARIZERS) or (key.endswith("_constraint") and value["class_name"] not in allowed.CONSTRAINTS):
+            if (key.endswith("_regularizer") and value["class_name"] not in allowed.REGULARIZERS) or (
+                key.endswith("_constraint") and value["class_name"] not in allowed.CONSTRAINTS
+            ):
                 yield value["class_name"]
 
 
