@@ -31,7 +31,17 @@ from typing import Any, TypeAlias
 from transferkit._keras import keras, tf
 from transferkit.errors import ModelError, PlanError, TrainingError
 
-__all__ = ["Penalty", "PerVariable", "VariableOptions", "carry_over", "decays", "swap_averages", "with_multipliers"]
+__all__ = [
+    "Penalty",
+    "PerVariable",
+    "VariableOptions",
+    "as_plain",
+    "carry_over",
+    "decays",
+    "raw_steps",
+    "swap_averages",
+    "with_multipliers",
+]
 
 Variable: TypeAlias = Any  # keras.Variable, which has no types
 
@@ -83,6 +93,7 @@ def with_multipliers(
     decay: bool | Callable[[Variable], bool] = decays,
     penalty: Penalty | Callable[[Variable], Penalty | None] | None = None,
     average: float | None = None,
+    start: Callable[[Variable], Any] | None = None,
 ) -> Any:
     """An optimizer like `optimizer`, built on `variables`, with a rate for each of them.
 
@@ -97,6 +108,7 @@ def with_multipliers(
         decay: Whether the optimizer's weight decay (if it has one) applies: for all, or a function of the variable.
         penalty: L2-SP or L2: for all, or a function of the variable.
         average: Momentum of a moving average of the weights, from 0 to below 1; None for none.
+        start: Gives a variable's w₀ for a penalty to the start; None for its present value.
 
     Returns:
         The optimizer, for `model.compile`.
@@ -118,7 +130,13 @@ def with_multipliers(
     """
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         inner = with_multipliers(
-            optimizer.inner_optimizer, variables, multiplier=multiplier, decay=decay, penalty=penalty, average=average
+            optimizer.inner_optimizer,
+            variables,
+            multiplier=multiplier,
+            decay=decay,
+            penalty=penalty,
+            average=average,
+            start=start,
         )
         settings = {key: value for key, value in optimizer.get_config().items() if key != "inner_optimizer"}
         outer = type(optimizer)(inner, **settings)
@@ -139,6 +157,10 @@ def with_multipliers(
     shapes = tuple(tuple(variable.shape) for variable in variables)
     new = _extended(optimizer, options, shapes=shapes, average=average)
     new.build(list(variables))
+    if start is not None:
+        for variable, anchor in zip(variables, new._anchors, strict=True):
+            if anchor is not None:
+                anchor.assign(start(variable))
     return new
 
 
@@ -412,22 +434,10 @@ def carry_over(old: Any, new: Any) -> int:
             cause="the slots of one rule mean nothing to another",
             fix="make both with `with_multipliers`, of the same class; or start the phase with a fresh optimizer",
         )
+    _copy_common(old, new, asked)
     before = {id(variable): index for index, variable in enumerate(old._built_on)}
     steps = int(old.iterations)
     old_lists, new_lists = _slot_lists(old), _slot_lists(new)
-    slots = {id(slot) for slot_list in new_lists.values() for slot in slot_list if slot is not None}
-    old_slots = {id(slot) for slot_list in old_lists.values() for slot in slot_list if slot is not None}
-    common_old = [v for v in old.variables if id(v) not in old_slots and v.name != "learning_rate"]
-    common_new = [v for v in new.variables if id(v) not in slots and v.name != "learning_rate"]
-    if [tuple(v.shape) for v in common_old] != [tuple(v.shape) for v in common_new]:
-        raise ModelError(
-            asked,
-            found=f"{len(common_old)} common state variables in the one, {len(common_new)} in the other, of shapes that differ",
-            cause="the optimizer keeps state for each variable elsewhere than in lists in the variables' order",
-            fix="start the phase with a fresh optimizer",
-        )
-    for source, target in zip(common_old, common_new, strict=True):
-        target.assign(source)
     options = list(new._options)
     for index, variable in enumerate(new._built_on):
         earlier = before.get(id(variable))
@@ -444,15 +454,76 @@ def carry_over(old: Any, new: Any) -> int:
     return sum(id(variable) in before for variable in new._built_on)
 
 
-def _slot_lists(optimizer: Any) -> dict[str, list[Any]]:
+def as_plain(optimizer: Any) -> Any:
+    """An optimizer of the plain class with the same settings and state, without rates and penalties for each variable.
+
+    What a model that leaves the library is compiled with, so that it opens where transferkit isn't. A schedule of the library's
+    gives way to the rate it had reached.
+
+    Args:
+        optimizer: An optimizer of `with_multipliers`, built; `LossScaleOptimizer` around one as well. Any other is given back.
+    """
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) and isinstance(optimizer.inner_optimizer, PerVariable):
+        settings = {key: value for key, value in optimizer.get_config().items() if key != "inner_optimizer"}
+        outer = type(optimizer)(as_plain(optimizer.inner_optimizer), **settings)
+        outer.build(list(optimizer.inner_optimizer._built_on))
+        outer.step_counter.assign(optimizer.step_counter)
+        outer.dynamic_scale.assign(optimizer.dynamic_scale)
+        return outer
+    if not isinstance(optimizer, PerVariable):
+        return optimizer
+    plain: Any = type(optimizer).__mro__[2]
+    config = optimizer.get_config()["optimizer"]["config"]
+    rate = vars(optimizer).get("_learning_rate")
+    if callable(rate):
+        config["learning_rate"] = float(optimizer.learning_rate) if type(rate).__module__.startswith("transferkit.") else rate
+    new = plain.from_config(config)
+    variables = list(optimizer._built_on)
+    new.build(variables)
+    _copy_common(optimizer, new, f"Making the optimizer {type(optimizer).__name__} plain.")
+    held = _slot_lists(optimizer)
+    for name, slot_list in _slot_lists(new, len(variables)).items():
+        for source, target in zip(held[name], slot_list, strict=True):
+            if target is not None:
+                target.assign(source)
+    return new
+
+
+def raw_steps(optimizer: Any) -> int:
+    """How often the optimizer was given gradients, which is what a schedule counts; accumulated ones count each."""
+    return int(getattr(optimizer, "inner_optimizer", optimizer).variables[0])
+
+
+def _copy_common(old: Any, new: Any, asked: str) -> None:
+    """Copies the state that belongs to no variable of the model: the step count and the like; not the learning rate."""
+
+    def common(optimizer: Any) -> list[Any]:
+        lists = _slot_lists(optimizer, len(getattr(optimizer, "_built_on", old._built_on)))
+        slots = {id(slot) for slot_list in lists.values() for slot in slot_list if slot is not None}
+        return [v for v in optimizer.variables if id(v) not in slots and v.name != "learning_rate"]
+
+    sources, targets = common(old), common(new)
+    if [tuple(v.shape) for v in sources] != [tuple(v.shape) for v in targets]:
+        raise ModelError(
+            asked,
+            found=f"{len(sources)} common state variables in the one, {len(targets)} in the other, or of shapes that differ",
+            cause="the optimizer keeps state for each variable elsewhere than in lists in the variables' order",
+            fix="start the phase with a fresh optimizer",
+        )
+    for source, target in zip(sources, targets, strict=True):
+        target.assign(source)
+
+
+def _slot_lists(optimizer: Any, count: int | None = None) -> dict[str, list[Any]]:
     """The optimizer's lists with one slot (or None) for each variable, by attribute: how every Keras optimizer keeps them."""
+    count = len(optimizer._built_on) if count is None else count
     own = {id(variable) for variable in optimizer.variables}
     step_counter = optimizer.variables[0]
     return {
         name: list(value)
         for name, value in vars(optimizer).items()
         if isinstance(value, list)
-        and len(value) == len(optimizer._built_on)
+        and len(value) == count
         and any(slot is not None for slot in value)
         and all(slot is None or id(slot) in own for slot in value)
         and not any(slot is step_counter for slot in value)
