@@ -49,6 +49,11 @@ PURE: tuple[str, ...] = (
     "evaluation.ranking",
     "evaluation.resampling",
     "evaluation.rows",
+    "evaluation.estimating",
+    "evaluation.comparing",
+    "evaluation.folds",
+    "evaluation.inspecting",
+    "evaluation.slicing",
     "selection.scores",
 )
 #: Exceptions to a room named in PURE.
@@ -63,6 +68,7 @@ OPTIONAL_PACKAGES = {
     "PIL",
     "matplotlib",
     "resource",  # in the standard library, but not on Windows
+    "pandas",
     "safetensors",
     "sklearn",
     "tensorboard",

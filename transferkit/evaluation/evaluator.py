@@ -12,9 +12,9 @@ from typing_extensions import Self
 from transferkit._plan import Plan, steps_named
 from transferkit.errors import EvaluationError, PlanError
 from transferkit.evaluation.collecting import Collected, collect
-from transferkit.evaluation.estimating import Uncertainty, estimate
-from transferkit.evaluation.metrics import METRICS, metric_named, statistic_of
-from transferkit.evaluation.report import Estimate, Evaluation
+from transferkit.evaluation.estimating import Estimate, Scored, Uncertainty, estimates_of
+from transferkit.evaluation.metrics import METRICS, metric_named
+from transferkit.evaluation.report import Evaluation
 from transferkit.evaluation.resampling import Method
 from transferkit.evaluation.rows import FloatArray, Kind, Rows, probabilities_of
 from transferkit.tasks import Task
@@ -164,34 +164,15 @@ class Evaluator(Plan):
         rows = self._rows(collected, classes if classes is not None else getattr(data, "class_names", None), groups)
         names = names or _defaults(rows)
         uncertainty = self._uncertainty()
-        statistics: dict[str, Any] = {}
-        for name in names:
-            if name == "loss":
-                if collected.losses is None:
-                    raise EvaluationError(
-                        "Computing loss.",
-                        found="a compiled loss that gives one number for a batch, or several losses for one output",
-                        cause="a custom loss that takes the mean itself",
-                        fix="let the loss function return one value for each row, as Keras's own do",
-                    )
-                statistics[name] = _loss_statistic(collected.losses, rows, collected.penalty)
-            else:
-                statistics[name] = statistic_of(name, rows)
-        intervals, values = estimate(statistics, rows, uncertainty)
-        estimates = {}
-        for name in names:
-            better = False if name == "loss" else metric_named(name).greater_is_better
-            interval = intervals.get(name)
-            estimates[name] = Estimate(
-                name,
-                values[name],
-                low=interval.low if interval else None,
-                high=interval.high if interval else None,
-                level=uncertainty.level,
-                method=interval.method if interval else "",
-                greater_is_better=better,
-                undefined=interval.undefined if interval else 0,
+        if "loss" in names and collected.losses is None:
+            raise EvaluationError(
+                "Computing loss.",
+                found="a compiled loss that gives one number for a batch, or several losses for one output",
+                cause="a custom loss that takes the mean itself",
+                fix="let the loss function return one value for each row, as Keras's own do",
             )
+        scored = Scored(rows, collected.losses, collected.penalty)
+        estimates = estimates_of(scored, names, uncertainty)
         for name, value in collected.keras_metrics.items():
             if name in estimates:
                 raise EvaluationError(
@@ -200,13 +181,12 @@ class Evaluator(Plan):
             estimates[name] = Estimate(name, value, level=uncertainty.level, method="", greater_is_better=None)
         return Evaluation(
             estimates=estimates,
-            rows=rows,
+            scored=scored,
             task=collected.task,
             evaluator=self,
             uncertainty=uncertainty,
-            losses=collected.losses,
             loss_name=collected.loss_name,
-            penalty=collected.penalty,
+            output=output or "",
             positions=collected.positions,
         )
 
@@ -280,18 +260,3 @@ def _as_predictions(outputs: np.ndarray[Any, Any], task: Task, asked: str) -> Fl
     # Both branches only take exponentials of what isn't positive, which can't overflow.
     e = np.exp(-np.abs(values))
     return np.asarray(np.where(values >= 0, 1 / (1 + e), e / (1 + e)))
-
-
-class _Loss:
-    """Keras's mean loss: weights multiply the rows' losses, rows are counted without them; plus the penalties."""
-
-    def __init__(self, losses: FloatArray, weight: FloatArray | None, penalty: float) -> None:
-        self.per_row = losses if weight is None else losses * weight
-        self.penalty = penalty
-
-    def __call__(self, multiplicities: FloatArray) -> FloatArray:
-        return np.asarray(multiplicities @ self.per_row / multiplicities.sum(axis=1) + self.penalty)
-
-
-def _loss_statistic(losses: FloatArray, rows: Rows, penalty: float) -> Any:
-    return _Loss(losses, rows.weight, penalty)
