@@ -27,7 +27,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     5: ("tuning",),
     6: ("recipe",),
     7: ("selection", "bundle", "doctor"),
-    8: ("demo", "__main__", "__init__"),
+    8: ("commands", "demo", "__main__", "__init__"),
 }
 
 #: Modules that know nothing of Keras: the standard library, NumPy and h5py, and modules as pure as they are.
@@ -49,7 +49,6 @@ PURE: tuple[str, ...] = (
     "evaluation.ranking",
     "evaluation.resampling",
     "evaluation.rows",
-    "evaluation.estimating",
     "evaluation.comparing",
     "evaluation.folds",
     "evaluation.inspecting",

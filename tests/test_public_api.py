@@ -20,9 +20,11 @@ PUBLIC = [
     "Layers",
     "ModelBuilder",
     "Placement",
+    "Recipe",
     "Run",
     "WeightLoader",
     "__version__",
+    "cross_validate",
     "errors",
 ]
 

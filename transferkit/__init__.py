@@ -17,12 +17,27 @@ if TYPE_CHECKING:
     from transferkit.data import Data as Data
     from transferkit.evaluation.evaluator import Evaluator as Evaluator
     from transferkit.placement import Placement as Placement
+    from transferkit.recipe import Recipe as Recipe
+    from transferkit.selection.cross_validation import cross_validate as cross_validate
     from transferkit.tuning.layers import Layers as Layers
     from transferkit.tuning.run import Run as Run
     from transferkit.tuning.tuner import FineTuner as FineTuner
     from transferkit.weights.loader import WeightLoader as WeightLoader
 
-__all__ = ["Data", "Evaluator", "FineTuner", "Layers", "ModelBuilder", "Placement", "Run", "WeightLoader", "__version__", "errors"]
+__all__ = [
+    "Data",
+    "Evaluator",
+    "FineTuner",
+    "Layers",
+    "ModelBuilder",
+    "Placement",
+    "Recipe",
+    "Run",
+    "WeightLoader",
+    "__version__",
+    "cross_validate",
+    "errors",
+]
 
 __version__ = "0.1.0"
 
@@ -34,8 +49,10 @@ _HOMES: Final[dict[str, str]] = {
     "Layers": "transferkit.tuning.layers",
     "ModelBuilder": "transferkit.building.builder",
     "Placement": "transferkit.placement",
+    "Recipe": "transferkit.recipe",
     "Run": "transferkit.tuning.run",
     "WeightLoader": "transferkit.weights.loader",
+    "cross_validate": "transferkit.selection.cross_validation",
 }
 
 

@@ -5,6 +5,7 @@ May import Keras and the floors below.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,8 +78,8 @@ class Recipe(Plan):
 
     Example:
         >>> import transferkit as tk
-        >>> tk.Recipe(tk.ModelBuilder((4,)).dense(8, "relu").classifier(3), tuner=tk.FineTuner(), evaluator=tk.Evaluator("accuracy"))
-        Recipe(ModelBuilder((4,)).dense(8, 'relu').classifier(3), tuner=FineTuner(), evaluator=Evaluator('accuracy'))
+        >>> tk.Recipe(tk.ModelBuilder((4,)).dense(8, "relu").classifier(3), evaluator=tk.Evaluator("accuracy"))
+        Recipe(ModelBuilder((4,)).dense(8, 'relu').classifier(3), evaluator=Evaluator('accuracy'))
     """
 
     STEPS: ClassVar[frozenset[str]] = frozenset({"adapt"})
@@ -92,12 +93,19 @@ class Recipe(Plan):
     ) -> None:
         value = as_value(model)
         kinds = (
-            ("model", value, (ModelBuilder, HeldModel, FunctionReference), "a ModelBuilder, a Keras model or a function that makes one"),
+            (
+                "model",
+                value,
+                (ModelBuilder, HeldModel, FunctionReference),
+                "a ModelBuilder, a Keras model or a function that makes one",
+            ),
             ("loader", loader, (WeightLoader, type(None)), "a WeightLoader"),
             ("tuner", tuner, (FineTuner, type(None)), "a FineTuner"),
             ("evaluator", evaluator, (Evaluator, type(None)), "an Evaluator"),
         )
-        problems = [f"{name}={given!r}, which is not {wanted}" for name, given, kind, wanted in kinds if not isinstance(given, kind)]
+        problems = [
+            f"{name}={given!r}, which is not {wanted}" for name, given, kind, wanted in kinds if not isinstance(given, kind)
+        ]
         if problems:
             raise PlanError("Writing a Recipe.", found=problems, fix="Recipe(builder, loader, tuner, evaluator)")
         self._begin(model=value, loader=loader, tuner=tuner, evaluator=evaluator)
@@ -179,13 +187,13 @@ class Recipe(Plan):
             batch_size: Rows in a batch.
             callbacks: As for `FineTuner.fit`.
             class_weight: As for `FineTuner.fit`.
-            seed: Fixes the initial weights, the order of the rows, dropout and augmentation. Without one it is drawn, and stands in
-                the result's `run`.
-            placement: Where it is built and runs.
+            seed: Fixes the initial weights, the order of the rows, dropout and augmentation. Without one it is drawn, and stands
+                in the result's `run`.
+            placement: Where it is built and runs; where TensorFlow puts it without one.
             verbose: As for Keras's `fit`.
         """
         seed = secrets.randbits(31) if seed is None else seed
-        with (placement or Placement.auto()).scope():
+        with placement.scope() if placement else contextlib.nullcontext():
             model, report = self.make(data, seed=seed, batch_size=batch_size)
             run = self.tuner.fit(
                 model,

@@ -161,7 +161,7 @@ class Evaluator(Plan):
         collected = collect(
             model, data, output=output, batch_size=batch_size, metrics=metrics, want_loss=not names or "loss" in names
         )
-        rows = self._rows(collected, classes if classes is not None else getattr(data, "class_names", None), groups)
+        rows = self._rows(collected, classes if classes is not None else getattr(data, "class_names", None) or None, groups)
         names = names or _defaults(rows)
         uncertainty = self._uncertainty()
         if "loss" in names and collected.losses is None:

@@ -1,7 +1,7 @@
 """Cross-validation of a recipe: a new model for each fold, and an interval that owns up to training sets that overlap.
 
-What is learned from rows (weights, the statistics of layers that adapt) is learned anew in each fold, on its training rows only. May import Keras
-and the floors below.
+What is learned from rows (weights, the statistics of layers that adapt) is learned anew in each fold, on its training rows
+only. May import Keras and the floors below.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transferkit.data import Data, is_arrays
 from transferkit.errors import DataError, EvaluationError, StorageError, did_you_mean
 from transferkit.evaluation.folds import Fold, nadeau_bengio
 from transferkit.evaluation.folds import folds as deal
-from transferkit.evaluation.report import Estimate
+from transferkit.evaluation.estimating import Estimate
 from transferkit.placement import Placement
 from transferkit.recipe import Recipe
 from transferkit.storage import atomic_path
@@ -137,7 +137,8 @@ def cross_validate(
     labels = np.asarray(source.labels)
     by_class = labels if stratified and labels.ndim == 1 and labels.dtype.kind in "iub" else None
     dealt = deal(len(source), folds, labels=by_class, groups=groups, repeats=repeats, seed=seed)
-    keeper = None if folder is None else _Keeper(folder, recipe, source, (folds, repeats, seed, batch_size, repr(validation_data)))
+    settings = (folds, repeats, stratified, groups is not None and list(np.asarray(groups)), seed, batch_size, validation_data)
+    keeper = None if folder is None else _Keeper(folder, recipe, source, settings)
     scores: dict[str, list[float]] = {}
     predictions: Any = None
     seconds = []

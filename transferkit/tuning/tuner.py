@@ -270,8 +270,8 @@ class FineTuner(Plan):
 
         Args:
             model: A built Keras model, functional, Sequential or subclassed.
-            data: A `Data`, or whatever Keras's `fit` takes: `(x, y)` or `(x, y, sample_weight)` of arrays (dicts and tuples of them
-                for several inputs and outputs), a batched `tf.data.Dataset`, a `PyDataset`, a generator or list of batches.
+            data: A `Data`, or whatever Keras's `fit` takes: `(x, y)` or `(x, y, sample_weight)` of arrays (dicts and tuples of
+                them for several inputs and outputs), a batched `tf.data.Dataset`, a `PyDataset`, a generator or list of batches.
             validation_data: The same; or a fraction of in-memory data to set apart, at random and by class, before training.
             batch_size: Rows in a batch of in-memory data; data that comes in batches keeps its own.
             callbacks: Keras callbacks of any kind. They see one training: it begins with the first phase and ends with the last.
