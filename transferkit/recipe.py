@@ -113,8 +113,8 @@ class Recipe(Plan):
     def adapt(self, *names: str) -> Self:
         """Lets layers learn from the training rows before anything trains: Normalization its mean, TextVectorization its words.
 
-        Done anew in each run, on that run's training rows only, so that in cross-validation nothing is learned from the rows it is
-        judged on. The layers must stand directly behind the model's input.
+        Done anew in each run, on that run's training rows only, so that in cross-validation nothing is learned from the rows it
+        is judged on. The layers must stand directly behind the model's input.
 
         Args:
             names: The layers' names.
@@ -215,9 +215,10 @@ def _adapt(model: Any, name: str, data: Any, *, batch_size: int) -> None:
     layers = {path.rpartition("/")[2]: layer for path, layer in leaf_layers(model)}
     able = [key for key, layer in layers.items() if hasattr(layer, "adapt")]
     if name not in able:
+        what = "a layer without an `adapt` method" if name in layers else "no layer of that name"
         raise ModelError(
             f"Adapting the layer {name!r} of the model {model.name!r}.",
-            found=f"{'a layer without an `adapt` method' if name in layers else 'no layer of that name'}{did_you_mean(name, able)}",
+            found=f"{what}{did_you_mean(name, able)}",
             fix=f"the layers that adapt are {', '.join(map(repr, able)) or 'none'}",
         )
     layer = layers[name]

@@ -20,9 +20,9 @@ from numpy.typing import ArrayLike
 from transferkit._table import Table
 from transferkit.data import Data, is_arrays
 from transferkit.errors import DataError, EvaluationError, StorageError, did_you_mean
+from transferkit.evaluation.estimating import Estimate
 from transferkit.evaluation.folds import Fold, nadeau_bengio
 from transferkit.evaluation.folds import folds as deal
-from transferkit.evaluation.estimating import Estimate
 from transferkit.placement import Placement
 from transferkit.recipe import Recipe
 from transferkit.storage import atomic_path
