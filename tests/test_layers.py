@@ -28,6 +28,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     6: ("recipe",),
     7: ("selection", "bundle", "doctor"),
     8: ("commands", "demo", "__main__", "__init__"),
+    8: ("demo", "commands", "__main__", "__init__"),
 }
 
 #: Modules that know nothing of Keras: the standard library, NumPy and h5py, and modules as pure as they are.
