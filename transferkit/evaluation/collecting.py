@@ -231,6 +231,13 @@ def _covers(spec: tuple[tuple[int | None, ...], Any], found: tuple[tuple[int, ..
 
 
 def _label_array(labels: Any) -> NDArray[np.generic]:
+    if isinstance(labels, (list, tuple, dict)):
+        raise DataError(
+            "Evaluating a model.",
+            found=f"labels in {len(labels)} parts for one output",
+            cause="batches given as a list are read as (x, y) of structures",
+            fix="give batches as a generator or a tf.data.Dataset, and arrays as (x, y)",
+        )
     return np.asarray(labels)
 
 

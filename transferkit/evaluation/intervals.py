@@ -68,7 +68,7 @@ def t_quantile(probability: float, degrees: float) -> float:
         return float(scale * angle / 2 * (weights @ np.cos(angles) ** (degrees - 1)))
 
     low, high = 0.0, math.pi / 2
-    for _ in range(200):
+    for _ in range(60):  # halves the range to the last digit of a float64
         middle = (low + high) / 2
         if above_half(middle) < probability - 0.5:
             low = middle

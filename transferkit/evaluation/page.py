@@ -12,6 +12,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def page_of(evaluation: Evaluation, *, title: str, inputs: Any = None) -> str:
     if pictures:
         parts.append(f'<h2>Pictures</h2><div class="pictures">{"".join(pictures)}</div>')
     if evaluation.task.is_classification:
-        parts.append(_section("By class", evaluation.per_class().table().to_html()))
+        parts.append(_section("By class", replace(evaluation.per_class().table(), title="").to_html()))
     if evaluation.rows.kind in ("binary", "multiclass"):
         if len(evaluation.classes) > 2:
             confused = evaluation.confusion().most_confused(8)
@@ -147,11 +148,13 @@ def _mistakes(evaluation: Evaluation, inputs: Any) -> str:
     pictures = [] if mistakes.inputs is None else _as_pictures(mistakes.inputs)
     if not pictures:
         return _section("Most confident mistakes", mistakes.table().to_html())
+    # A picture of a few pixels is enlarged; its pixels should stay pixels then.
+    crisp = ' style="image-rendering:pixelated"' if min(np.shape(mistakes.inputs)[1:3]) < 64 else ""
     shown = []
     for i, source in enumerate(pictures):
         words = f"row {mistakes.index[i]}: {mistakes.instead[i]} ({mistakes.confidence[i]:.0%}), labelled {mistakes.labels[i]}"
         safe = html.escape(words)
-        shown.append(f'<figure><img alt="{safe}" src="{source}"><figcaption>{safe}</figcaption></figure>')
+        shown.append(f'<figure><img{crisp} alt="{safe}" src="{source}"><figcaption>{safe}</figcaption></figure>')
     heading = f"Most confident mistakes, {len(mistakes)} of {mistakes.found}"
     return f'<h2>{heading}</h2><div class="rows">{"".join(shown)}</div>'
 

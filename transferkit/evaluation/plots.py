@@ -124,7 +124,7 @@ def _curves(evaluation: Evaluation, ax: Axes, *, precision: bool, band: bool, as
     if precision and len(problems) == 1:
         share = float(weight[problems[0][1]].sum() / weight.sum())
         ax.axhline(share, color=GREY, linewidth=0.8, linestyle=":")
-        ax.annotate("chance", (1, share), ha="right", va="bottom", fontsize="small", color=GREY)
+        ax.annotate("chance", (0.01, share), ha="left", va="bottom", fontsize="small", color=GREY)
     if not precision:
         ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
     ax.set_xlim(-0.01, 1.01)
@@ -180,7 +180,7 @@ def confusion(evaluation: Evaluation, ax: Axes | None = None, *, shares: bool = 
     """
     matrix = evaluation.confusion()
     k = len(matrix.classes)
-    axes = _axes(ax, width=min(3.2 + 0.45 * k, 11), height=min(2.6 + 0.42 * k, 10))
+    axes = _axes(ax, width=min(3.8 + 0.45 * k, 11), height=min(2.6 + 0.42 * k, 10))
     shown = np.nan_to_num(matrix.shares) if shares else matrix.counts
     most = 1.0 if shares else float(shown.max()) or 1.0
     picture = axes.imshow(shown, cmap="Blues", vmin=0, vmax=most)

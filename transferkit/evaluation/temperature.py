@@ -120,9 +120,12 @@ class Temperature:
 
 def _outputs_of_ones(model: Any, at: int) -> FloatArray:
     """An output for inputs of ones, which fit pictures, tables and token indices alike."""
-    ones = keras.tree.map_structure(
-        lambda tensor: np.ones([2 if size is None else size for size in (2, *tensor.shape[1:])], dtype=tensor.dtype), model.input
-    )
+    wanted = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+
+    def ones_like(tensor: Any) -> Any:
+        return np.ones((2, *(2 if size is None else size for size in tensor.shape[1:])), dtype=tensor.dtype)
+
+    ones = keras.tree.map_structure(ones_like, wanted)
     outputs = keras.tree.flatten(model(ones, training=False))
     return np.asarray(outputs[at], dtype=np.float64)
 

@@ -1,0 +1,482 @@
+"""The Evaluator against `model.evaluate`, and everything an Evaluation can be asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sklearn.metrics as sk
+from numpy.typing import NDArray
+
+from transferkit._keras import keras, tf
+from transferkit.errors import DataError, EvaluationError, MissingExtraError, PlanError
+from transferkit.evaluation.evaluator import Evaluator
+from transferkit.evaluation.report import Evaluation
+
+ROWS = 75  # no multiple of the batch size, so that the last batch is smaller
+
+
+@pytest.fixture(scope="module")
+def x() -> NDArray[np.float32]:
+    return np.random.default_rng(0).normal(size=(ROWS, 5)).astype("float32")
+
+
+def network(units: int, activation: str | None, **head: Any) -> Any:
+    keras.utils.set_random_seed(units)
+    layers = [
+        keras.Input((5,)),
+        keras.layers.Dense(6, activation="relu"),
+        keras.layers.Dense(units, activation=activation, **head),
+    ]
+    return keras.Sequential(layers)
+
+
+def labels(kind: str) -> NDArray[Any]:
+    generator = np.random.default_rng(1)
+    return {
+        "binary": generator.integers(0, 2, ROWS),
+        "column": generator.integers(0, 2, (ROWS, 1)),
+        "sparse": generator.integers(0, 3, ROWS),
+        "one-hot": np.eye(3)[generator.integers(0, 3, ROWS)],
+        "multilabel": generator.integers(0, 2, (ROWS, 3)),
+        "quantity": generator.normal(size=ROWS).astype("float32"),
+        "quantities": generator.normal(size=(ROWS, 3)).astype("float32"),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "units", "activation", "loss"),
+    [
+        ("sparse", 3, "softmax", None),
+        ("sparse", 3, None, None),
+        ("one-hot", 3, "softmax", "categorical_crossentropy"),
+        ("one-hot", 3, None, None),
+        ("binary", 1, "sigmoid", "binary_crossentropy"),
+        ("column", 1, None, None),
+        ("multilabel", 3, "sigmoid", "binary_focal_crossentropy"),
+        ("quantity", 1, None, "huber"),
+        ("quantities", 3, None, None),
+    ],
+)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_loss_is_what_keras_gives(
+    x: NDArray[np.float32], kind: str, units: int, activation: str | None, loss: str | None, weighted: bool
+) -> None:
+    model, y = network(units, activation, kernel_regularizer="l2"), labels(kind)
+    weight = np.random.default_rng(2).random(ROWS).astype("float32") if weighted else None
+    if loss is not None:
+        model.compile(loss=loss)
+    evaluation = Evaluator("loss").run(model, (x, y) if weight is None else (x, y, weight), batch_size=16)
+    if loss is None:
+        model.compile(loss=getattr(keras.losses, evaluation.task.loss)(**evaluation.task.loss_arguments))
+    theirs = model.evaluate(x, y, sample_weight=weight, batch_size=16, verbose=0)
+    assert float(evaluation["loss"]) == pytest.approx(theirs, abs=1e-6)
+
+
+def test_the_loss_of_a_prediction_that_is_wrong_and_sure() -> None:
+    """Keras takes a softmax's logits for the loss, so that nothing is cut off at 1e-7; so must we."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, "softmax", kernel_initializer="identity")])
+    model.compile(loss="sparse_categorical_crossentropy")
+    data = (np.array([[40.0, 0.0], [0.0, 1.0]], "float32"), np.array([1, 1]))
+    assert float(Evaluator("loss").run(model, data)["loss"]) == pytest.approx(model.evaluate(*data, verbose=0), rel=1e-6)
+
+
+def test_figures_equal_scikit_learns(x: NDArray[np.float32]) -> None:
+    model, y = network(3, None), labels("sparse")
+    p = tf.nn.softmax(tf.cast(model(x), "float64"), axis=-1).numpy()
+    evaluation = Evaluator("accuracy", "auc", "log_loss", "f1").run(model, (x, y), batch_size=16)
+    assert float(evaluation["accuracy"]) == pytest.approx(sk.accuracy_score(y, p.argmax(1)), abs=1e-12)
+    assert float(evaluation["auc"]) == pytest.approx(sk.roc_auc_score(y, p, multi_class="ovr"), abs=1e-6)
+    assert float(evaluation["log_loss"]) == pytest.approx(sk.log_loss(y, p), abs=1e-6)
+    assert float(evaluation["f1"]) == pytest.approx(sk.f1_score(y, p.argmax(1), average="macro"), abs=1e-12)
+    np.testing.assert_allclose(evaluation.predictions, p, atol=1e-6)
+    np.testing.assert_array_equal(evaluation.labels, y)
+
+
+def test_every_form_of_data_gives_the_same(x: NDArray[np.float32]) -> None:
+    model, y = network(3, "softmax"), labels("sparse")
+
+    class Sequence(keras.utils.PyDataset):
+        def __len__(self) -> int:
+            return 5
+
+        def __getitem__(self, i: int) -> tuple[Any, Any]:
+            return x[i * 16 : i * 16 + 16], y[i * 16 : i * 16 + 16]
+
+    def generator() -> Iterator[tuple[Any, Any]]:
+        for start in range(0, ROWS, 9):
+            yield x[start : start + 9], y[start : start + 9]
+
+    plan = Evaluator("accuracy", "loss", "auc").bootstrap(100)
+    first = plan.run(model, (x, y))
+    for data in (tf.data.Dataset.from_tensor_slices((x, y)).batch(20), Sequence(), generator()):
+        other = plan.run(model, data)
+        for name in first:
+            assert float(other[name]) == pytest.approx(float(first[name]), abs=1e-6)
+            assert other[name].low == pytest.approx(first[name].low, abs=1e-6)
+
+
+def test_a_shuffled_data_set_pairs_each_row_with_its_label() -> None:
+    """Labels that follow from the inputs are all found again, in whatever order the rows come."""
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, "softmax", kernel_initializer="identity")])
+    y = np.arange(200) % 4
+    data = tf.data.Dataset.from_tensor_slices((np.eye(4, dtype="float32")[y], y)).shuffle(200).batch(7)
+    assert float(Evaluator("accuracy").run(model, data)["accuracy"]) == 1.0
+
+
+def test_nothing_about_the_model_changes(x: NDArray[np.float32]) -> None:
+    model, y = network(3, "softmax"), labels("sparse")
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    before = [w.copy() for w in model.get_weights()]
+    loss, optimizer, trained = model.loss, model.optimizer, [w.trainable for w in model.weights]
+    Evaluator().bootstrap(100).run(model, (x, y))
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+    assert (model.loss, model.optimizer, [w.trainable for w in model.weights]) == (loss, optimizer, trained)
+
+
+def test_dropout_and_normalisation_rest(x: NDArray[np.float32]) -> None:
+    layers = [keras.Input((5,)), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5), keras.layers.Dense(3, "softmax")]
+    model, y = keras.Sequential(layers), labels("sparse")
+    first, second = (Evaluator("log_loss").run(model, (x, y)) for _ in range(2))
+    assert float(first["log_loss"]) == float(second["log_loss"])
+    np.testing.assert_allclose(first.predictions, model.predict(x, verbose=0), atol=1e-6)
+
+
+def test_one_output_of_several(x: NDArray[np.float32]) -> None:
+    inputs = keras.Input((5,))
+    outputs = {
+        "kind": keras.layers.Dense(3, activation="softmax", name="kind")(inputs),
+        "size": keras.layers.Dense(1, name="size")(inputs),
+    }
+    model = keras.Model(inputs, outputs)
+    y = {"kind": labels("sparse"), "size": labels("quantity")}
+    evaluation = Evaluator().run(model, (x, y), output="size")
+    assert list(evaluation) == ["loss", "mae", "rmse", "r2"]
+    assert float(evaluation["mae"]) == pytest.approx(np.abs(model(x)["size"].numpy()[:, 0] - y["size"]).mean(), abs=1e-6)
+    with pytest.raises(EvaluationError) as caught:
+        Evaluator().run(model, (x, y))
+    assert str(caught.value) == (
+        "Evaluating a model of 2 outputs.\n"
+        "  found: no word about which one\n"
+        "  to fix it: run(..., output=name), with one of 'kind', 'size'"
+    )
+
+
+def test_positions_of_a_picture_are_resampled_together() -> None:
+    model = keras.Sequential([keras.Input((4, 4, 2)), keras.layers.Conv2D(3, 1, activation="softmax")])
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(6, 4, 4, 2)).astype("float32"), generator.integers(0, 3, (6, 4, 4))
+    evaluation = Evaluator("loss", "accuracy").bootstrap(100).run(model, (x, y), batch_size=4)
+    assert (len(evaluation.rows), evaluation.positions, evaluation.rows.groups.max()) == (96, 16, 5)  # type: ignore[union-attr]
+    model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    loss, accuracy = model.evaluate(x, y, verbose=0, batch_size=4)
+    assert float(evaluation["loss"]) == pytest.approx(loss, abs=1e-6)
+    assert float(evaluation["accuracy"]) == pytest.approx(accuracy, abs=1e-6)
+    assert evaluation.notes == ("16 positions an example, which are resampled together",)
+
+
+def test_lengths_that_vary_from_batch_to_batch() -> None:
+    inner = [keras.layers.Embedding(9, 4), keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(1, "sigmoid")]
+    model = keras.Sequential([keras.Input((None,)), *inner])
+    generator = np.random.default_rng(0)
+    data = [(generator.integers(0, 9, (4, length)), generator.integers(0, 2, 4)) for length in (3, 7, 5)]
+    evaluation = Evaluator("accuracy").run(model, iter(data))
+    assert len(evaluation.rows) == 12
+    with pytest.raises(DataError, match="batches given as a list are read as"):
+        Evaluator("accuracy").run(model, data)
+
+
+def test_keras_metrics_beside(x: NDArray[np.float32]) -> None:
+    class Sureness(keras.metrics.Mean):
+        def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+            del y_true, sample_weight
+            super().update_state(keras.ops.max(y_pred, axis=-1))
+
+    model, y = network(3, "softmax"), labels("sparse")
+    metrics = [keras.metrics.SparseTopKCategoricalAccuracy(k=2, name="top2"), Sureness(name="sureness")]
+    evaluation = Evaluator("accuracy", "top_2_accuracy").run(model, (x, y), metrics=metrics)
+    assert float(evaluation["top2"]) == pytest.approx(float(evaluation["top_2_accuracy"]), abs=1e-6)
+    assert float(evaluation["sureness"]) == pytest.approx(evaluation.predictions.max(axis=1).mean(), abs=1e-6)
+    assert evaluation["sureness"].low is None
+
+
+def test_a_plan_reads_as_its_chain_and_goes_through_json() -> None:
+    plan = Evaluator("accuracy", "top_5_accuracy").bootstrap(500, level=0.9, method="bca", stratified=True, seed=3).threshold(0.3)
+    assert repr(plan) == (
+        "Evaluator('accuracy', 'top_5_accuracy').bootstrap(500, level=0.9, method='bca', stratified=True, seed=3).threshold(0.3)"
+    )
+    assert Evaluator.from_json(plan.to_json()) == plan
+    assert Evaluator("auc").bootstrap() != Evaluator("auc")
+
+
+def test_a_plan_names_every_problem() -> None:
+    with pytest.raises(PlanError) as caught:
+        Evaluator("acc", "loss", "loss", "recal")
+    assert caught.value.found == (
+        "Computing acc. no metric of that name (the metric 'accuracy' is what is meant)",
+        "Computing recal. no metric of that name (did you mean 'recall'?)",
+        "'loss' twice",
+    )
+    with pytest.raises(PlanError) as caught:
+        Evaluator().bootstrap(10, level=95, method="basic")  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "Evaluator.bootstrap.\n"
+        "  found 3 problems:\n"
+        "    - level=95; it lies between 0 and 1, such as 0.95\n"
+        "    - n=10; an interval needs at least 100 resamples\n"
+        "    - method='basic'; there are 'percentile' and 'bca'\n"
+        "  to fix it: bootstrap(2000, level=0.95)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "found"),
+    [
+        ((np.zeros((0, 5), "float32"), np.zeros(0, int)), DataError, "no rows"),
+        ((np.zeros((4, 5), "float32"), None), DataError, "data without labels"),
+        ((np.array([[0, 0, 0, 0, np.nan]], "float32"), np.array([1])), DataError,
+         "inputs that aren't finite in 1 of 1 rows of a batch, the first in row 0"),
+        ((np.zeros((3, 5), "float32"), np.array([1, 2, 3])), DataError, "class indices from 1 to 3; 3 units take 0 to 2"),
+        ((np.zeros((3, 5), "float32"), np.array(["a", "b", "c"])), DataError, "labels of type <U1"),
+        ((np.zeros((3, 5), "float32"), np.array([0.5, 0.2, 1])), DataError, "one float a row (between 0.2 and 1) for 3 units"),
+    ],
+)  # fmt: skip
+def test_data_that_does_not_fit_is_said(data: Any, error: type[Exception], found: str) -> None:
+    with pytest.raises(error) as caught:
+        Evaluator("accuracy").run(network(3, "softmax"), data)
+    assert caught.value.found == (found,)  # type: ignore[attr-defined]
+
+
+def test_weights_that_are_not_finite_are_said(x: NDArray[np.float32]) -> None:
+    model = network(3, "softmax")
+    model.layers[-1].bias.assign([np.nan] * 3)
+    with pytest.raises(EvaluationError) as caught:
+        Evaluator("accuracy").run(model, (x, labels("sparse")))
+    assert str(caught.value) == (
+        "Evaluating a model.\n"
+        "  found: predictions that aren't finite in 32 of 32 rows of a batch, the first in row 0\n"
+        "  likely cause: weights that aren't finite, since the inputs are\n"
+        "  to fix it: look for NaN in model.get_weights(), or load weights from before the training diverged"
+    )
+
+
+def test_a_compiled_loss_that_takes_logits_for_probabilities(x: NDArray[np.float32]) -> None:
+    model = network(3, None)
+    model.compile(loss="sparse_categorical_crossentropy")
+    with pytest.raises(EvaluationError, match="logits are taken for probabilities"):
+        Evaluator("accuracy").run(model, (x, labels("sparse")))
+
+
+def test_a_missing_class_is_said(x: NDArray[np.float32]) -> None:
+    y = np.minimum(labels("sparse"), 1)
+    evaluation = Evaluator("auc").run(network(3, "softmax"), (x, y), classes=["ant", "bee", "wasp"])
+    assert evaluation.notes == ("no row of class: wasp; averages over classes leave out what isn't defined for them",)
+    assert "no row of class: wasp" in str(evaluation)
+
+
+def test_an_unknown_figure_is_a_key_error(x: NDArray[np.float32]) -> None:
+    evaluation = Evaluator("accuracy").run(network(3, "softmax"), (x, labels("sparse")))
+    assert "auc" not in evaluation
+    with pytest.raises(KeyError) as caught:
+        evaluation["acuracy"]
+    assert str(caught.value) == (
+        "Looking up 'acuracy' in an evaluation.\n"
+        "  found: figures for 'accuracy' (did you mean 'accuracy'?)\n"
+        "  to fix it: Evaluator('accuracy', 'acuracy').run(...)"
+    )
+
+
+# ── asking more ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Any, Any, tuple[Any, Any], Evaluation, Evaluation]:
+    """A trained model, an untrained one, data neither has seen, and the evaluations of both."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    x = (x.reshape(-1, 8, 8, 1) / 16).astype("float32")
+    chosen = y < 4
+    x, y = x[chosen], y[chosen]
+
+    def build() -> Any:
+        layers = [
+            keras.Input((8, 8, 1)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(16, "relu"),
+            keras.layers.Dense(4, "softmax"),
+        ]
+        return keras.Sequential(layers)
+
+    keras.utils.set_random_seed(0)
+    trained, fresh = build(), build()
+    trained.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    trained.fit(x[:300], y[:300], epochs=3, verbose=0)
+    held_out = (x[300:], y[300:])
+    plan = Evaluator("accuracy", "loss", "auc").bootstrap(200)
+    names = ["zero", "one", "two", "three"]
+    return trained, fresh, held_out, plan.run(trained, held_out, classes=names), plan.run(fresh, held_out, classes=names)
+
+
+Digits = tuple[Any, Any, tuple[Any, Any], Evaluation, Evaluation]
+
+
+def test_comparison_and_negative_transfer(digits: Digits) -> None:
+    *_, good, bad = digits
+    comparison = good.compare(bad, names=("tuned", "scratch"))
+    assert comparison["accuracy"].verdict == "better"
+    assert comparison["loss"].verdict == "better"
+    assert comparison["accuracy"].test == "McNemar"
+    assert float(comparison["accuracy"]) == pytest.approx(float(good["accuracy"]) - float(bad["accuracy"]))
+    assert "tuned against scratch on the same" in str(comparison)
+    gain = bad.transfer_gain(scratch=good, before=bad)
+    assert gain.is_negative
+    assert gain.verdict.startswith("negative transfer: accuracy is 0.")
+    assert gain.verdict.endswith("no difference shown to before tuning: every interval holds zero")
+    assert not good.transfer_gain(scratch=bad).is_negative
+    assert good.transfer_gain(scratch=bad).verdict.startswith("gain: accuracy is 0.")
+
+
+def test_comparison_needs_the_same_rows(digits: Digits) -> None:
+    trained, _, (x, y), good, _ = digits
+    shifted = Evaluator("accuracy").run(trained, (x, np.roll(y, 1)))
+    with pytest.raises(EvaluationError) as caught:
+        good.compare(shifted)
+    differ = int((y != np.roll(y, 1)).sum())
+    assert str(caught.value) == (
+        "Comparing first with second.\n"
+        f"  found: labels that differ in {differ} of {len(y)} rows\n"
+        "  likely cause: the two were evaluated on different data, or on one that comes in another order each time\n"
+        "  to fix it: evaluate both on the same arrays, or on a data set without shuffling"
+    )
+
+
+def test_confusion_and_classes(digits: Digits) -> None:
+    _, _, (_, y), good, _ = digits
+    decided = good.predictions.argmax(axis=1)
+    np.testing.assert_array_equal(good.confusion().counts, sk.confusion_matrix(y, decided))
+    precision, recall, f1, support = sk.precision_recall_fscore_support(y, decided)
+    for c, one in enumerate(good.per_class().values()):
+        assert one.values["precision"] == pytest.approx(precision[c])
+        assert one.values["recall"] == pytest.approx(recall[c])
+        assert one.values["f1"] == pytest.approx(f1[c])
+        assert one.rows == support[c]
+        assert one.intervals["f1"].low < f1[c] <= one.intervals["f1"].high
+        assert one.values["auc"] == pytest.approx(sk.roc_auc_score(y == c, good.predictions[:, c]))
+
+
+def test_slices(digits: Digits) -> None:
+    _, _, (_, y), good, _ = digits
+    half = np.arange(len(y)) % 2
+    slices = good.slices(half, names=["even", "odd"])
+    decided = good.predictions.argmax(axis=1)
+    assert float(slices["odd"].estimates["accuracy"]) == pytest.approx(sk.accuracy_score(y[half == 1], decided[half == 1]))
+    one_class = good.slices({"only zeros": y == 0})
+    assert one_class["only zeros"].refused == {"auc": "one class only ('zero')"}
+    assert "only zeros: no auc, one class only ('zero')" in str(one_class)
+    with pytest.raises(EvaluationError) as caught:
+        good.slices({"none": y == 9, "all": y >= 0})
+    assert str(caught.value) == (
+        "Evaluating by slices.\n  found: the slice 'none' has no rows\n  to fix it: leave empty slices out"
+    )
+
+
+def test_mistakes_come_with_their_inputs(digits: Digits) -> None:
+    _, _, (x, y), _, bad = digits
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(10)
+    mistakes = bad.mistakes(7, inputs=data)
+    assert len(mistakes) == 7
+    np.testing.assert_array_equal(mistakes.inputs, x[mistakes.index])
+    assert (np.diff(mistakes.confidence) <= 0).all()
+    assert all(label == bad.classes[y[i]] for i, label in zip(mistakes.index, mistakes.labels, strict=True))
+    with pytest.raises(DataError, match="the data is shuffled anew each time"):
+        bad.mistakes(7, inputs=(x, np.roll(y, 1)))
+
+
+def test_wrong_labels_are_found(digits: Digits) -> None:
+    trained, _, (x, y), _, _ = digits
+    wrong = np.arange(0, len(y), 20)
+    noisy = y.copy()
+    noisy[wrong] = (noisy[wrong] + 1) % 4
+    suspects = Evaluator("accuracy").run(trained, (x, noisy)).label_suspects(len(wrong))
+    assert len(set(suspects.index) & set(wrong)) >= 0.8 * len(wrong)
+
+
+def test_a_temperature_goes_into_the_model(digits: Digits) -> None:
+    trained, _, (x, y), good, _ = digits
+    temperature = good.temperature()
+    calibrated = temperature.apply(trained)
+    after = Evaluator("log_loss").run(calibrated, (x, y))
+    assert float(after["log_loss"]) == pytest.approx(temperature.log_loss[1], abs=1e-5)
+    assert temperature.log_loss[1] < temperature.log_loss[0] == pytest.approx(sk.log_loss(y, good.predictions))
+    np.testing.assert_array_equal(after.predictions.argmax(axis=1), good.predictions.argmax(axis=1))
+    # The best temperature by SciPy.
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    logits = np.log(good.predictions)
+    theirs = minimize_scalar(
+        lambda t: -log_softmax(logits / t, axis=1)[np.arange(len(y)), y].mean(), bounds=(0.01, 10), options={"xatol": 1e-9}
+    )
+    assert float(temperature) == pytest.approx(theirs.x, rel=1e-4)
+
+
+@pytest.mark.parametrize(("units", "activation"), [(1, "sigmoid"), (1, None), (3, "sigmoid"), (3, None)])
+def test_temperatures_for_every_head(x: NDArray[np.float32], units: int, activation: str | None) -> None:
+    model = network(units, activation)
+    y = labels("binary" if units == 1 else "multilabel")
+    y = np.where(
+        np.random.default_rng(0).random(y.shape) < 0.7, (np.asarray(model(x)).reshape(y.shape) > (0.5 if activation else 0)), y
+    )
+    evaluation = Evaluator("log_loss").run(model, (x, y.astype(int)))
+    temperature = evaluation.temperature()
+    after = Evaluator("log_loss").run(temperature.apply(model), (x, y.astype(int)))
+    assert float(after["log_loss"]) == pytest.approx(temperature.log_loss[1], abs=1e-5)
+
+
+def test_results_go_out_as_json_and_html(digits: Digits, tmp_path: Path) -> None:
+    _, _, data, good, bad = digits
+    told = json.loads(good.to_json())
+    assert told["metrics"]["accuracy"]["value"] == float(good["accuracy"])
+    assert told["evaluator"] == "Evaluator('accuracy', 'loss', 'auc').bootstrap(200)"
+    for result in (good.per_class(), good.confusion(), good.mistakes(), good.reliability(), good.temperature(), good.compare(bad),
+                   good.slices(np.arange(len(good.rows)) % 2), good.transfer_gain(scratch=bad)):  # fmt: skip
+        json.dumps(result.to_dict())
+        assert result._repr_html_().startswith("<div>")
+    bad.save_html(tmp_path / "page.html", title="<Digits>", inputs=data)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "&lt;Digits&gt;" in page
+    assert "<Digits>" not in page
+    # Nothing is fetched: every source is inside the page.
+    assert "http" not in page.replace("http-equiv", "")
+    assert page.count('src="data:image/svg+xml;base64,') == 5
+    assert page.count('src="data:image/png;base64,') == 12
+
+
+def test_without_matplotlib_the_page_has_no_pictures(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    *_, good, _ = digits
+    for name in ("matplotlib", "matplotlib.figure", "matplotlib.pyplot"):
+        monkeypatch.setitem(__import__("sys").modules, name, None)
+    assert "image/svg" not in good.to_html()
+
+
+def test_without_pandas_the_extra_is_named(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    *_, good, _ = digits
+    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+    with pytest.raises(MissingExtraError) as caught:
+        good.to_frame()
+    assert str(caught.value) == (
+        "Evaluation.to_frame needs the package 'pandas'.\n"
+        "  found: 'pandas' is not installed here\n"
+        '  to fix it: pip install "transferkit[tables]"'
+    )
+
+
+def test_a_pandas_frame(digits: Digits) -> None:
+    pytest.importorskip("pandas")
+    *_, good, _ = digits
+    assert good.to_frame().loc["accuracy", "value"] == float(good["accuracy"])
