@@ -47,8 +47,8 @@ class Evaluator(Plan):
         PlanError: for an unknown name, or one given twice.
 
     Example:
-        >>> Evaluator("accuracy", "loss", "auc").bootstrap(2000)
-        Evaluator('accuracy', 'loss', 'auc').bootstrap(2000)
+        >>> Evaluator("accuracy", "loss", "auc").bootstrap(5000)
+        Evaluator('accuracy', 'loss', 'auc').bootstrap(5000)
     """
 
     __slots__ = ()

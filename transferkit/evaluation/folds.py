@@ -66,7 +66,7 @@ def folds(
 
     Example:
         >>> [fold.test.tolist() for fold in folds(6, 3, labels=[0, 0, 0, 1, 1, 1])]
-        [[2, 5], [0, 3], [1, 4]]
+        [[0, 5], [1, 4], [2, 3]]
     """
     asked = f"Making {count} folds of {rows} rows."
     y = None if labels is None else _codes(labels, rows, "labels", asked)
