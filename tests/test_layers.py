@@ -31,7 +31,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     8: ("demo", "commands", "__main__", "__init__"),
 }
 
-#: Modules that know nothing of Keras: the standard library, NumPy and h5py, and modules as pure as they are.
+#: Modules that know nothing of Keras: the standard library, NumPy, ml_dtypes and h5py, and modules as pure as they are.
 PURE: tuple[str, ...] = (
     "errors",
     "_table",
@@ -62,6 +62,11 @@ PURE_PACKAGES = {"numpy", "h5py", "ml_dtypes", "typing_extensions"}
 
 #: Packages that `pip install transferkit` brings (ml_dtypes comes with TensorFlow: the types that NumPy lacks, bfloat16 for one).
 CORE_PACKAGES = {"tensorflow", "keras", "ml_dtypes", "numpy", "h5py", "typing_extensions"}
+NOT_PURE: tuple[str, ...] = ()
+PURE_PACKAGES = {"numpy", "ml_dtypes", "h5py", "typing_extensions"}
+
+#: Packages that `pip install transferkit` brings.
+CORE_PACKAGES = {"tensorflow", "keras", "numpy", "ml_dtypes", "h5py", "typing_extensions"}
 #: Packages that an extra brings: imported inside the function that needs them, nowhere else.
 OPTIONAL_PACKAGES = {
     "IPython",

@@ -29,7 +29,7 @@ from transferkit.weights.readers.source import Piece
 __all__ = ["here", "in_child"]
 
 _CHILD = os.path.join(os.path.dirname(__file__), "hdf5_child.py")
-_SECONDS = 10.0
+_SECONDS = 4.0
 _CHILD_MEMORY = 2 << 30
 
 
