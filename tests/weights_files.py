@@ -13,7 +13,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import h5py
 import numpy as np
@@ -204,7 +204,7 @@ class Tensor:
     """Pickled as torch pickles a tensor."""
 
     def __init__(self, storage: _Reference, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0) -> None:
-        self.arguments = (storage, offset, shape, strides, False, OrderedDict())
+        self.arguments: tuple[Any, ...] = (storage, offset, shape, strides, False, OrderedDict())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild_tensor_v2, self.arguments
@@ -214,7 +214,10 @@ def _rebuild_tensor_v2(*_: Any) -> None:
     raise AssertionError("only its name is used")
 
 
-class _Pickler(pickle._Pickler):  # type: ignore[misc]  # the one in Python, whose names can be exchanged
+_InPython: Any = pickle._Pickler  # the one whose names can be exchanged
+
+
+class _Pickler(_InPython):
     def persistent_id(self, value: Any) -> Any:
         return ("storage", FloatStorage, value.key, "cpu", value.count) if isinstance(value, _Reference) else None
 
@@ -226,7 +229,11 @@ class _Pickler(pickle._Pickler):  # type: ignore[misc]  # the one in Python, who
         else:
             super().save_global(value, name)
 
-    dispatch = {**pickle._Pickler.dispatch, type: save_global, type(_rebuild_tensor_v2): save_global}  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[type, Any]] = {
+        **_InPython.dispatch,
+        type: save_global,
+        type(_rebuild_tensor_v2): save_global,
+    }
 
 
 def pickled(value: Any) -> bytes:

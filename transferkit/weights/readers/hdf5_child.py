@@ -45,6 +45,8 @@ def _dataset(node: Any) -> dict[str, Any]:
         problem, unsafe = "it is a virtual dataset, which reads other files", True
     elif dtype.kind not in "biuf" or h5py.check_vlen_dtype(node.dtype) is not None:
         problem = f"its type is {dtype}, which isn't read as weights"
+    elif node.id.get_type().get_size() != dtype.itemsize:
+        problem = "its type is an unusual number, which isn't read as weights"
     elif unknown := [f for f in filters if f not in _FILTERS]:
         problem = f"it is compressed with HDF5 filter {unknown[0]}, which isn't known here"
     elif math.prod(shape) and not stored:

@@ -52,7 +52,7 @@ def _undo(code: int, parameters: tuple[int, ...], raw: bytes | memoryview, whole
         if width < 2 or len(raw) < width:
             return raw
         count = len(raw) // width
-        body = np.frombuffer(raw, np.uint8, count * width).reshape(width, count).T.tobytes()
+        body: bytes = np.frombuffer(raw, np.uint8, count * width).reshape(width, count).T.tobytes()
         return body + bytes(raw[count * width :])
     if len(raw) < 4:
         raise DamageError("a chunk without its checksum")

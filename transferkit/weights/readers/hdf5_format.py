@@ -86,7 +86,8 @@ class H5Dataset:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Its dtype in the machine's byte order."""
-        return self.stored.newbyteorder("=")
+        native: np.dtype[Any] = self.stored.newbyteorder("=")
+        return native
 
     @property
     def nbytes(self) -> int:

@@ -120,11 +120,11 @@ class _Child:
             self.process.stdin.write(content)
             self.process.stdin.flush()
 
-    def answer(self, most: int) -> bytearray:
+    def answer(self, most: int, *, seconds: float = _SECONDS) -> bytearray:
         """The child's next answer of at most `most` bytes."""
         output = self.process.stdout
         assert output is not None
-        end = time.monotonic() + _SECONDS + most / 20e6
+        end = time.monotonic() + seconds
         head = bytearray()
         content: bytearray | None = None
         filled = 0
@@ -133,7 +133,7 @@ class _Child:
             while content is None or filled < len(content):
                 if not selector.select(max(0.0, end - time.monotonic())):
                     self.close()
-                    raise HostileError(f"reading it took more than {_SECONDS:.0f} seconds; the process that tried was stopped")
+                    raise HostileError(f"reading it took more than {seconds:.0f} seconds; the process that tried was stopped")
                 got = os.read(output.fileno(), 1 if content is None else min(len(content) - filled, 1 << 20))
                 if not got:
                     self.close()
@@ -154,7 +154,7 @@ class _Child:
         if "\n" in dataset.path:
             raise DamageError("a name with a line break")
         self.send(dataset.path.encode() + b"\n")
-        content = self.answer(dataset.nbytes + 4096)
+        content = self.answer(dataset.nbytes + 4096, seconds=_SECONDS + dataset.nbytes / 20e6)
         if content[:1] != b"+":
             raise DamageError(content[1:].decode("utf-8", "replace"))
         if len(content) != dataset.nbytes + 1:
