@@ -639,7 +639,7 @@ def test_bombs_within_little_memory(tmp_path: Path) -> None:
     assert run(program, *names, folder=tmp_path).split() == [
         "opened",
         "opened",
-        "UnsafeFileError",
+        "WeightsFileError",
         "UnsafeFileError",
         "UnsafeFileError",
     ]

@@ -74,6 +74,8 @@ class Zip:
             raise self._unsafe(f"{len(listed)} members; the limit is {limits.max_arrays}")
         self.members: dict[str, Member] = {}
         for info in listed:
+            if not info.filename:
+                raise self._damaged("a member without a name")
             if not info.is_dir():
                 self._add(info)
         places = sorted((m.offset, m.offset + m.stored, m.name) for m in self.members.values())
