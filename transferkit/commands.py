@@ -7,7 +7,7 @@ import json
 
 from transferkit.weights.inspection import inspect_weights
 
-__all__ = ["add_inspect"]
+__all__ = ["add_convert", "add_inspect", "add_match"]
 
 
 def add_inspect(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

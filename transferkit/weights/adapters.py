@@ -170,28 +170,28 @@ def _from_torch(
     """Shape, words and step that bring a PyTorch tensor into Keras's layout; None where the kind of layer isn't known."""
     kind, variable, rank = kind_of(target.kind), target.variable, len(shape)
     if variable == "kernel" and kind == "dense" and rank == 2:
-        units, inputs = shape
-        if flattened and math.prod(flattened) == inputs:
-            *space, channels = flattened
-            order = (*range(2, rank + len(space)), 1, 0)
+        units, features = shape
+        if flattened and math.prod(flattened) == features:
+            space, channels = flattened[:-1], flattened[-1]
+            axes = (*range(2, rank + len(space)), 1, 0)
+            words = f"transposed, rows from channels-first to channels-last order of {tuple(flattened)}"
 
             def unflatten(array: Array, _: Callable[[], Array]) -> Array:
-                return array.reshape(units, channels, *space).transpose(order).reshape(inputs, units)
+                moved: Array = array.reshape(units, channels, *space).transpose(axes)
+                return moved.reshape(features, units)
 
-            words = f"transposed, rows from channels-first to channels-last order of {tuple(flattened)}"
-            return (inputs, units), words, unflatten
-        return (inputs, units), "transposed", lambda array, _: array.T
+            return (features, units), words, unflatten
+        return (features, units), "transposed", lambda array, _: array.T
     if variable == "kernel" and (kind in _CONVOLUTIONS or kind in _TRANSPOSED) and rank >= 3:
         # Of a transposed convolution PyTorch keeps (in, out, …), Keras (…, out, in): the same permutation.
         order = (*range(2, rank), 1, 0)
         return tuple(shape[i] for i in order), f"axes {order}", lambda array, _: array.transpose(order)
     if variable in ("kernel", "depthwise_kernel") and kind in _DEPTHWISE and rank >= 3 and shape[1] == 1:
         order = (*range(2, rank), 1, 0)
-        space = shape[2:]
-        channels = target.shape[-2]
-        if not channels or shape[0] % channels:
+        inputs = target.shape[-2]
+        if not inputs or shape[0] % inputs:
             return None
-        new = (*space, channels, shape[0] // channels)
+        new = (*shape[2:], inputs, shape[0] // inputs)
         return new, f"axes {order}, then {new}", lambda array, _: array.transpose(order).reshape(new)
     if rank <= 1 or variable in ("embeddings",):
         return shape, "", _as_it_is
@@ -226,13 +226,7 @@ def _by_word(shape: tuple[int, ...], target: ModelVariable, settings: Settings) 
             return None
         if not rule.source:
             shared = min(shape[0], target.shape[0])
-
-            def first(array: Array, current: Callable[[], Array]) -> Array:
-                new = current().astype(array.dtype)
-                new[:shared] = array[:shared]
-                return new
-
-            return Adaptation(f"the first {shared} of {target.shape[0]} rows", first)
+            return Adaptation(f"the first {shared} of {target.shape[0]} rows", _first_rows(shared))
         if shape[0] != len(rule.source) or target.shape[0] != len(rule.target):
             return _refused(
                 f"{len(rule.source)} source and {len(rule.target)} target words were given, "
@@ -240,6 +234,15 @@ def _by_word(shape: tuple[int, ...], target: ModelVariable, settings: Settings) 
             )
         return _rows(rule.source, rule.target, axis=0, what="words")
     return None
+
+
+def _first_rows(shared: int) -> Step:
+    def apply(array: Array, current: Callable[[], Array]) -> Array:
+        new = current().astype(array.dtype)
+        new[:shared] = array[:shared]
+        return new
+
+    return apply
 
 
 def _rows(source: Sequence[str], target: Sequence[str], *, axis: int, what: str) -> Adaptation | None:
@@ -329,17 +332,21 @@ def _by_position(shape: tuple[int, ...], target: ModelVariable, settings: Settin
             else:
                 return _refused(f"a {given[0]}×{given[1]} grid was given for the {whose}, which has {inner} rows")
         (h, w), (new_h, new_w) = grids
-        extra, method = rule.extra, rule.method
-
-        def apply(array: Array, current: Callable[[], Array]) -> Array:
-            del current
-            kept, grid = array[..., :extra, :], array[..., extra:, :]
-            grid = grid.reshape(*array.shape[:-2], h, w, array.shape[-1])
-            resized = resize_grid(grid, (new_h, new_w), method=method)
-            return np.concatenate([kept, resized.reshape(*array.shape[:-2], new_h * new_w, array.shape[-1])], axis=-2)
-
-        return Adaptation(f"{h}×{w} → {new_h}×{new_w} positions, {method}", apply)
+        return Adaptation(
+            f"{h}×{w} → {new_h}×{new_w} positions, {rule.method}", _grid_step(rule.extra, grids[0], grids[1], rule.method)
+        )
     return None
+
+
+def _grid_step(extra: int, have: tuple[int, int], want: tuple[int, int], method: str) -> Step:
+    def apply(array: Array, current: Callable[[], Array]) -> Array:
+        del current
+        around, features = array.shape[:-2], array.shape[-1]
+        kept, grid = array[..., :extra, :], array[..., extra:, :]
+        resized = resize_grid(grid.reshape(*around, *have, features), want, method=method)
+        return np.concatenate([kept, resized.reshape(*around, want[0] * want[1], features)], axis=-2)
+
+    return apply
 
 
 def _weights(have: int, want: int, method: str) -> Array:

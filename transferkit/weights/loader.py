@@ -5,28 +5,27 @@ Open, match, check every name, shape, dtype and value, then assign: all or nothi
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-import numpy as np
 from typing_extensions import Self
 
-from transferkit._plan import Plan
+from transferkit._plan import Plan, Step
 from transferkit.errors import MatchError, PlanError, did_you_mean
-from transferkit.weights.assigning import Assignment, assign_all
-from transferkit.weights.digest import digest_of
-from transferkit.weights.matching import FileArray, Match, ModelVariable, Pair, Rules, match
+from transferkit.weights.adapters import Channels, Classes, Positions, Vocabulary
+from transferkit.weights.matching import Rules
 from transferkit.weights.readers import Archive, Limits, open_archive
-from transferkit.weights.report import LoadedTensor, LoadReport, by_layer_and_reason
-from transferkit.weights.sources import file_arrays
-from transferkit.weights.values import bad_values, dtype_problem, lossy_cast
-from transferkit.weights.variables import Slot, check_built, slots_of
+from transferkit.weights.report import LoadReport
+from transferkit.weights.staging import TORCH_WORDS, Staged, Wishes
 
 __all__ = ["WeightLoader"]
 
 _PERMITS = ("nonfinite", "integers")
+_LAYOUTS = ("keras", "torch")
+_CHANNELS = ("auto", "sum", "repeat", "zero")
 
 
 @final
@@ -48,7 +47,10 @@ class WeightLoader(Plan):
     __slots__ = ()
 
     STEPS = frozenset(
-        {"only", "skip", "rename", "map", "by_order", "min_coverage", "allow", "sha256", "trusted", "limits"},
+        {
+            *("only", "skip", "rename", "map", "by_order", "layout", "classes", "channels", "positions", "vocabulary"),
+            *("min_coverage", "allow", "sha256", "trusted", "limits"),
+        }
     )
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -112,6 +114,104 @@ class WeightLoader(Plan):
     def by_order(self) -> Self:
         """Also matches layers whose names say nothing by their order alone, where kinds and shapes agree one by one."""
         return self._then("by_order")
+
+    def layout(self, framework: str, *, flatten: Mapping[str, Sequence[int]] | None = None) -> Self:
+        """Says how the file stores kernels and names variables.
+
+        `torch` transposes kernels, reads `weight`, `running_mean` and the like as Keras's names, leaves `num_batches_tracked`
+        out, and puts the rows of a Dense layer behind a Flatten into channels-last order.
+
+        Args:
+            framework: `torch`, or `keras` for arrays that are in Keras's layout whatever their names look like.
+            flatten: For Dense layers whose Flatten can't be found in the model (a subclassed one): from the layer's path to the
+                shape `(height, width, channels)` that was flattened.
+        """
+        if framework not in _LAYOUTS:
+            raise PlanError(
+                "WeightLoader.layout was called.",
+                found=f"{framework!r}{did_you_mean(str(framework), _LAYOUTS)}",
+                fix=f"one of {', '.join(map(repr, _LAYOUTS))}",
+            )
+        return self._then("layout", framework=framework, flatten=flatten)
+
+    def classes(self, source: Sequence[str] = (), target: Sequence[str] = (), *, layers: Sequence[str] = ()) -> Self:
+        """Copies the head's rows by the names of the classes; classes the file doesn't know keep the model's own values.
+
+        Args:
+            source: The file's classes in the order of its units; empty to take the names the file says itself.
+            target: The model's classes in the order of its units.
+            layers: Patterns of the layers it is for; by default the last layer with weights.
+        """
+        for word, names in (("source", source), ("target", target)):
+            given = [] if isinstance(names, str) else list(names)
+            if isinstance(names, str) or len(set(given)) != len(given) or not all(isinstance(name, str) for name in given):
+                raise PlanError("WeightLoader.classes was called.", found=f"{word}={names!r}", fix="a list of names, each once")
+        if not target:
+            raise PlanError(
+                "WeightLoader.classes was called.",
+                found="no target classes",
+                fix='.classes(source=["ant", …], target=["bee", …])',
+            )
+        return self._then("classes", source=tuple(source), target=tuple(target), layers=tuple(layers))
+
+    def channels(self, how: str = "auto", *, layers: Sequence[str] = ()) -> Self:
+        """Fits a convolution on another number of input channels; outputs stay the same on channels that are copies.
+
+        Args:
+            how: `sum` gives each channel its share of the sum over the file's; `repeat` goes round the file's channels, each
+                divided by how often it is used; `zero` adds channels with zero weights; `auto` takes `repeat` for more channels,
+                `sum` for fewer.
+            layers: Patterns of the layers it is for; by default the first convolution.
+        """
+        if how not in _CHANNELS:
+            raise PlanError(
+                "WeightLoader.channels was called.",
+                found=f"{how!r}{did_you_mean(str(how), _CHANNELS)}",
+                fix=f"one of {', '.join(map(repr, _CHANNELS))}",
+            )
+        return self._then("channels", how=how, layers=tuple(layers))
+
+    def positions(
+        self,
+        *patterns: str,
+        relative: bool = False,
+        extra: int = 0,
+        source: Sequence[int] | None = None,
+        target: Sequence[int] | None = None,
+        method: str = "bicubic",
+    ) -> Self:
+        """Resizes tables of positions to another grid.
+
+        Args:
+            patterns: The variables, `"pos_embed*"`; the last two axes are positions and features.
+            relative: For tables of relative offsets, with `(2 height − 1)(2 width − 1)` rows.
+            extra: How many rows stand before the grid (class tokens); they are kept.
+            source: Height and width of the file's grid; by default square.
+            target: Of the model's.
+            method: `bicubic` or `bilinear`.
+        """
+        _check_patterns("positions", patterns)
+        if method not in ("bicubic", "bilinear"):
+            raise PlanError("WeightLoader.positions was called.", found=f"method={method!r}", fix="'bicubic' or 'bilinear'")
+        return self._then(
+            "positions", patterns=patterns, relative=relative, extra=extra, source=source, target=target, method=method
+        )
+
+    def vocabulary(self, *patterns: str, source: Sequence[str] = (), target: Sequence[str] = ()) -> Self:
+        """Copies part of an embedding: rows by word, or the first ones; the other rows keep the model's own values.
+
+        Args:
+            patterns: The embeddings, `"token_embedding/*"`.
+            source: The file's words in the order of its rows.
+            target: The model's words in the order of its rows; without words the first rows both have are copied.
+        """
+        _check_patterns("vocabulary", patterns)
+        for names in (source, target):
+            if len(set(names)) != len(names):
+                raise PlanError("WeightLoader.vocabulary was called.", found="a word more than once", fix="each word once")
+        if bool(source) != bool(target):
+            raise PlanError("WeightLoader.vocabulary was called.", found="words for one side only", fix="give both, or neither")
+        return self._then("vocabulary", patterns=patterns, source=tuple(source), target=tuple(target))
 
     def min_coverage(self, share: float) -> Self:
         """Refuses to load when fewer of the model's parameters would take values from the file.
@@ -179,6 +279,39 @@ class WeightLoader(Plan):
             by_order=bool(self._arguments("by_order")),
         )
 
+    def _wishes(self) -> Wishes:
+        """The rules as the load reads them."""
+        layout, flatten = None, {}
+        for step in self._steps:
+            if step.name == "layout":
+                layout = str(step.positional[0])
+                flatten.update({path: tuple(shape) for path, shape in (step.arguments.get("flatten") or {}).items()})
+        return Wishes(
+            path=self.path,
+            rules=dataclasses.replace(self._rules(), words=TORCH_WORDS if layout == "torch" else {}),
+            layout=layout,
+            flatten=flatten,
+            channels=tuple(Channels(a.get("how", "auto"), tuple(a.get("layers", ()))) for a in self._filled("channels", "how")),
+            classes=tuple(
+                Classes(tuple(a.get("source", ())), tuple(a.get("target", ())), tuple(a.get("layers", ())))
+                for a in self._filled("classes", "source", "target")
+            ),
+            positions=tuple(_positions(step) for step in self._steps if step.name == "positions"),
+            vocabularies=tuple(
+                Vocabulary(step.positional, **{k: tuple(v) for k, v in step.arguments.items()})
+                for step in self._steps
+                if step.name == "vocabulary"
+            ),
+            permits=frozenset(word for what in self._arguments("allow") for word in what),
+            min_coverage=max((share for (share,) in self._arguments("min_coverage")), default=0.0),
+        )
+
+    def _filled(self, name: str, *words: str) -> list[dict[str, Any]]:
+        """The arguments of each step of the name, those given by position under their names."""
+        return [
+            {**dict(zip(words, step.positional, strict=False)), **step.arguments} for step in self._steps if step.name == name
+        ]
+
     def open(self) -> Archive:
         """The file's arrays by name, lazily; close it, or use it in a `with` statement.
 
@@ -213,7 +346,7 @@ class WeightLoader(Plan):
             WeightsError: when the file can't be read.
         """
         with self.open() as archive:
-            return _Load(self, archive, model).report(applied=False)
+            return Staged(self._wishes(), archive, model).report(applied=False)
 
     def load(self, model: Any) -> LoadReport:
         """Loads the file into the model: every variable the report names changes, or none. The optimizer isn't touched.
@@ -230,181 +363,24 @@ class WeightLoader(Plan):
             WeightsError: when the file can't be read.
         """
         with self.open() as archive:
-            load = _Load(self, archive, model)
-            report = load.report(applied=True)
+            staged = Staged(self._wishes(), archive, model)
+            report = staged.report(applied=True)
             if not report.ok:
                 raise MatchError(
                     f"Loading {self.path!r} into the model {model.name!r}.",
                     found=report.problems,
-                    cause=load.cause(report),
+                    cause=staged.cause(report),
                     fix=("add the rules that say what you mean: " + "; ".join(report.rules) if report.rules else None),
                 )
-            load.apply()
+            staged.apply()
             return report
+
+
+def _positions(step: Step) -> Positions:
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, tuple) else value for key, value in step.arguments.items()}
+    return Positions(step.positional, **given)
 
 
 def _check_patterns(name: str, patterns: tuple[str, ...]) -> None:
     if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
         raise PlanError(f"WeightLoader.{name} was called.", found=f"{patterns!r}", fix=f'.{name}("head/*")')
-
-
-class _Load:
-    """One file met with one model under one plan."""
-
-    def __init__(self, plan: WeightLoader, archive: Archive, model: Any) -> None:
-        self.plan = plan
-        self.archive = archive
-        self.model = model
-        rules = plan._rules()
-        check_built(
-            model,
-            asked=f"Loading {plan.path!r}.",
-            except_for=(*rules.skip, *rules.skip_in_model),
-        )
-        self.slots = {slot.name: slot for slot in slots_of(model)}
-        self.sources = {source.name: source for source in file_arrays(archive)}
-        self.rules = rules
-        self.permits = {word for what in plan._arguments("allow") for word in what}
-        self.found: Match = match(
-            list(self.sources.values()), [slot.info for slot in self.slots.values()], rules, fits=self._fits
-        )
-        self.staged: list[Assignment] = []
-
-    def _fits(self, source: FileArray, target: ModelVariable) -> bool:
-        return source.shape == target.shape
-
-    # Checking
-
-    def report(self, *, applied: bool) -> LoadReport:
-        problems = list(self.found.problems)
-        rules = list(self.found.rules)
-        pairs = {pair.target: pair for pair in self.found.pairs}
-        tensors = []
-        for slot in self.slots.values():
-            if slot.name in pairs:
-                tensor = self._checked(slot, pairs[slot.name])
-                if not tensor.arrives:
-                    problems.append(f"{slot.name!r}: {tensor.why}")
-            else:
-                skipped = self.found.skipped.get(slot.name)
-                tensor = LoadedTensor(
-                    name=slot.name,
-                    layer=slot.layer,
-                    shape=slot.info.shape,
-                    dtype=slot.dtype.name,
-                    status="skipped" if skipped else "missing",
-                    why=skipped or self.found.missing[slot.name],
-                )
-            tensors.append(tensor)
-        for twin in self.found.twins:
-            first = pairs[twin.target].source
-            if not np.array_equal(self.archive.read(first), self.archive.read(twin.source)):
-                problems.append(
-                    f"{twin.target!r} is one variable in the model, but the file's {first!r} and {twin.source!r} differ"
-                )
-        decided = [
-            {name: why for name, why in reasons.items() if name not in self.found.undecided}
-            for reasons in (self.found.missing, self.found.unused)
-        ]
-        problems += [f"nothing for the model's {line}" for line in by_layer_and_reason(decided[0])]
-        problems += [f"no use for the file's {line}" for line in by_layer_and_reason(decided[1])]
-        rules += self._rules_for_misfits(tensors)
-        notes = [*self.found.notes, *self._notes()]
-        report = LoadReport(
-            path=self.plan.path,
-            origin=" ".join(dict.fromkeys(w for w in (self.archive.format, self.archive.framework, self.archive.version) if w)),
-            model=str(self.model.name),
-            tensors=tuple(tensors),
-            unused={**self.found.unused, **self.found.left_out},
-            problems=tuple(problems),
-            notes=tuple(notes),
-            rules=tuple(dict.fromkeys(rules)),
-            applied=applied,
-        )
-        return self._covered(report)
-
-    def _covered(self, report: LoadReport) -> LoadReport:
-        problems = list(report.problems)
-        wanted = max((share for (share,) in self.plan._arguments("min_coverage")), default=0.0)
-        if report.coverage < wanted:
-            problems.append(f"{report.coverage:.1%} of the model's parameters would be loaded, {wanted:.1%} are asked for")
-        elif not problems and report.coverage == 0:
-            problems.append("nothing would be loaded")
-        return LoadReport(**{**vars(report), "problems": tuple(problems), "applied": report.applied and not problems})
-
-    def _checked(self, slot: Slot, pair: Pair) -> LoadedTensor:
-        info = self.archive.arrays[pair.source]
-        why = status = digest = ""
-        if info.shape != slot.info.shape:
-            status, why = "misfit", f"the file's {pair.source!r} has the shape {info.shape}, the variable {slot.info.shape}"
-        elif (problem := dtype_problem(info.dtype, slot.dtype)) and not (
-            "integers" in self.permits and info.dtype.kind in "iub" and slot.dtype.kind == "f"
-        ):
-            status, why = "misfit", f"the file's {pair.source!r} has {problem}"
-        else:
-            array = self.archive.read(pair.source)
-            permitted = "nonfinite" in self.permits
-            bad = "" if permitted else bad_values(array, slot.dtype, variable=slot.info.variable)
-            if bad:
-                status, why = "misfit", f"the file's {pair.source!r} has {bad}"
-            else:
-                status = "loaded"
-                if lossy_cast(info.dtype, slot.dtype):
-                    status, why = "adapted", f"{info.dtype.name} → {slot.dtype.name}"
-                with np.errstate(over="ignore", invalid="ignore"):
-                    digest = digest_of(array.astype(slot.dtype, copy=False))
-                self.staged.append(Assignment(slot.variable, _constant(array), slot.dtype, slot.size * slot.dtype.itemsize))
-        return LoadedTensor(
-            name=slot.name,
-            layer=slot.layer,
-            shape=slot.info.shape,
-            dtype=slot.dtype.name,
-            status=status,
-            source=pair.source,
-            source_shape=info.shape,
-            source_dtype=info.dtype.name,
-            how=pair.how,
-            why=why,
-            digest=digest,
-        )
-
-    def _rules_for_misfits(self, tensors: list[LoadedTensor]) -> list[str]:
-        layers = dict.fromkeys(t.layer for t in tensors if t.status == "misfit")
-        return [f'.skip("{layer}/*")' for layer in list(layers)[:8]]
-
-    def _notes(self) -> list[str]:
-        notes = []
-        if self.archive.optimizer_arrays:
-            notes.append(
-                f"the file also holds optimizer state ({len(self.archive.optimizer_arrays)} arrays); it isn't loaded, and the "
-                "model's own optimizer stays as it is"
-            )
-        optimizer = getattr(self.model, "optimizer", None)
-        if optimizer is not None and optimizer.built and int(np.asarray(optimizer.iterations)) > 0:
-            notes.append(
-                f"the model's optimizer has taken {int(np.asarray(optimizer.iterations))} steps with other weights; compile the "
-                "model again before training"
-            )
-        return notes
-
-    def cause(self, report: LoadReport) -> str | None:
-        if report.missing and report.unused:
-            return "the model has other layers, or other names, than the one that was saved"
-        if report.missing:
-            return "the model has layers that the saved one had not"
-        if report.unused:
-            return "the saved model had layers that this one has not"
-        return None
-
-    # Doing
-
-    def apply(self) -> None:
-        assign_all(self.staged)
-        for owner in {id(slot.owner): slot.owner for slot in self.slots.values()}.values():
-            # Normalization computes with constants it derives from its variables.
-            if callable(getattr(owner, "finalize_state", None)):
-                owner.finalize_state()
-
-
-def _constant(array: np.ndarray[Any, Any]) -> Callable[[], np.ndarray[Any, Any]]:
-    return lambda: array

@@ -142,7 +142,7 @@ class _Unit:
 
     @property
     def leaf(self) -> str:
-        return self.path.rpartition("/")[2]
+        return canonical(self.path).rpartition("/")[2]
 
     @property
     def automatic(self) -> bool:
@@ -152,7 +152,7 @@ class _Unit:
     @property
     def numbered(self) -> bool:
         """Whether Keras made up any part of its path."""
-        return self.automatic or any(is_automatic(part) for part in self.path.split("/")[:-1])
+        return self.automatic or any(is_automatic(part) for part in canonical(self.path).split("/")[:-1])
 
     @property
     def positional(self) -> bool:
@@ -226,6 +226,7 @@ class _Matching:
         self._leave_out()
         self._by_map()
         self._by_name()
+        self._by_spelling()
         self._by_path()
         self._by_structure()
         if self.rules.by_order:
@@ -445,6 +446,19 @@ class _Matching:
                     list({id(s): s for s, _ in candidates}.values()), list({id(t): t for _, t in candidates}.values())
                 )
 
+    def _by_spelling(self) -> None:
+        """Chosen names that differ in what joins their parts only: `layer1.0.conv1` is `layer1_0_conv1` in Keras."""
+        sources, targets = self._open_units()
+        of: dict[str, list[_Unit]] = defaultdict(list)
+        to: dict[str, list[_Unit]] = defaultdict(list)
+        for units, found in ((sources, of), (targets, to)):
+            for unit in units:
+                if not unit.numbered:
+                    found[re.sub(r"[/._]+", "_", canonical(unit.path))].append(unit)
+        for name, here in to.items():
+            if len(here) == len(of.get(name, ())) == 1:
+                self._join(of[name][0], here[0], "path")
+
     def _may_join(self, source: _Unit, target: _Unit) -> bool:
         """Whether structure may decide: no two names that somebody chose contradict each other."""
         if self._both_sided(source, target):
@@ -650,11 +664,8 @@ class _Matching:
                 rules.append(f'.map({{"{there[0].path}": "{here[0].path}"}}) and so on, one entry for each')
         missing = {name: why for name, why in missing.items() if name not in self.undecided}
         unused = {name: why for name, why in unused.items() if name not in self.undecided}
-        to = _whole_layers([self.targets[n].path for n in missing], [t.path for n, t in self.targets.items() if n not in missing])
-        of = _whole_layers(
-            [split_name(self.names[n])[0] for n in unused],
-            [split_name(self.names[n])[0] for n in self.sources if n not in unused],
-        )
+        to = _patterns(missing, [name for name in self.targets if name not in missing])
+        of = _patterns([self.names[n] for n in unused], [self.names[n] for n in self.sources if n not in unused])
         if to:
             rules.append(f'.skip({_listed(to)}, of="model")')
         if of:
@@ -732,22 +743,17 @@ def _same_creation_order(pairs: Sequence[tuple[_Unit, _Unit]]) -> bool:
     return True
 
 
-def _whole_layers(wanted: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Patterns that cover the wanted paths and none of the others: whole models where possible."""
-    others_set = set(others)
+def _patterns(wanted: Iterable[str], others: Sequence[str]) -> list[str]:
+    """Patterns that cover the wanted names and none of the others: whole models or layers where possible."""
+    prefixes = {"/".join(name.split("/")[:end]) for name in others for end in range(1, name.count("/") + 1)}
     found: dict[str, None] = {}
-    for path in wanted:
-        parts = path.split("/")
-        for end in range(1, len(parts) + 1):
-            prefix = "/".join(parts[:end])
-            if not any(other == prefix or other.startswith(f"{prefix}/") for other in others_set):
-                found[prefix] = None
-                break
-        else:
-            found[path] = None
+    for name in wanted:
+        parts = name.split("/")
+        inner = ("/".join(parts[:end]) for end in range(1, len(parts)))
+        found[next((f"{prefix}/*" for prefix in inner if prefix not in prefixes), name)] = None
     return list(found)
 
 
 def _listed(patterns: Sequence[str], most: int = 8) -> str:
-    shown = ", ".join(f'"{pattern}/*"' for pattern in patterns[:most])
+    shown = ", ".join(f'"{pattern}"' for pattern in patterns[:most])
     return shown if len(patterns) <= most else f"{shown}, …"

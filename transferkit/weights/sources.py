@@ -5,6 +5,8 @@ Imports the archive's face only.
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +14,7 @@ from transferkit.weights.matching import FileArray
 from transferkit.weights.names import kind_of
 from transferkit.weights.readers.archive import Archive
 
-__all__ = ["configured_layers", "file_arrays"]
+__all__ = ["configured_layers", "file_arrays", "looks_like_torch"]
 
 # What Keras files of the model itself, outside its layers.
 _TOP_LEVEL = "top_level_model_weights"
@@ -41,16 +43,44 @@ def configured_layers(config: Mapping[str, Any] | None) -> dict[str, tuple[str, 
         return {}
 
 
+def looks_like_torch(archive: Archive) -> bool:
+    """Whether the file is PyTorch's by what it says or by the names in it."""
+    if archive.framework == "torch" or archive.format == "torch":
+        return True
+    return archive.format in ("safetensors", "npz") and any(
+        re.search(r"\.(weight|running_mean|running_var|num_batches_tracked)$", name) for name in archive.arrays
+    )
+
+
 def file_arrays(archive: Archive) -> list[FileArray]:
     """The arrays of an archive in its order, each with its layer's path and class."""
     kinds = {path: kind for path, (kind, _) in configured_layers(archive.config).items()}
     kinds |= {layer.name: layer.class_name for layer in archive.layers if layer.class_name}
+    dotted = archive.format in ("torch", "safetensors", "npz")
     found = []
     for name, info in archive.arrays.items():
-        inner, _, variable = info.variable.rpartition("/")
-        path = "/".join(part for part in (info.layer if info.layer != _TOP_LEVEL else "", inner) if part)
-        if not info.variable:
-            path, _, variable = name.rpartition("/")
+        layer = "" if info.layer == _TOP_LEVEL else info.layer
+        variable = info.variable.removeprefix(f"{layer}_") if layer else info.variable
+        inner, _, variable = variable.rpartition("/")
+        path = "/".join(part for part in (layer, inner) if part)
         kind = kinds.get(path, "")
+        if not info.variable:
+            path, _, variable = (name.replace(".", "/") if dotted else name).rpartition("/")
+        elif dotted:
+            path = path.replace(".", "/")
         found.append(FileArray(name, info.shape, path, variable, "" if kind_of(kind) in _WRAPPERS else kind))
+    return _unnamed_by_position(found)
+
+
+def _unnamed_by_position(arrays: list[FileArray]) -> list[FileArray]:
+    """The arrays with a number for a name where a layer's names say nothing (`uniform1`), as Theano made them up."""
+    nameless = {array.path for array in arrays if re.fullmatch(r"(uniform|normal|glorot_\w+|param_?)\d+", array.variable)}
+    counts: dict[str, int] = {}
+    found = []
+    for array in arrays:
+        if array.path in nameless:
+            place = counts.get(array.path, 0)
+            counts[array.path] = place + 1
+            array = dataclasses.replace(array, variable=str(place))
+        found.append(array)
     return found

@@ -20,7 +20,7 @@ from transferkit.weights.digest import digest_of
 from transferkit.weights.matching import ModelVariable
 from transferkit.weights.names import covers
 
-__all__ = ["Slot", "check_built", "digests_of", "slots_of"]
+__all__ = ["Slot", "check_built", "digests_of", "flattened_shapes", "slots_of"]
 
 
 @dataclass(frozen=True)
@@ -196,3 +196,34 @@ def check_built(model: Any, *, asked: str, except_for: tuple[str, ...] = ()) -> 
             found=f"the model {model.name!r} has no variables, so any file would seem to fit",
             fix="give the model whose layers are to take the weights",
         )
+
+
+def flattened_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """For each Dense layer behind a Flatten, by path, the shape `(height, width, channels)` that was flattened.
+
+    Layers that leave the order of features alone may stand between the two. Found in functional and Sequential models only:
+    a subclassed model has no graph to look at.
+    """
+    layers = list(_leaves(model))
+    producer = {}
+    for _, layer in layers:
+        try:
+            producer[id(layer.output)] = layer
+        except (AttributeError, ValueError):  # never called symbolically, or called more than once
+            continue
+    between = (keras.layers.Dropout, keras.layers.Activation, keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.Identity)
+    found = {}
+    for path, layer in layers:
+        if not isinstance(layer, keras.layers.Dense):
+            continue
+        try:
+            before = producer.get(id(layer.input))
+            while isinstance(before, between):
+                before = producer.get(id(before.input))
+            if isinstance(before, (keras.layers.Flatten, keras.layers.Reshape)) and before.input is not None:
+                shape = tuple(before.input.shape[1:])
+                if len(shape) >= 2 and None not in shape and len(before.output.shape) == 2:
+                    found[path] = tuple(int(n) for n in shape)
+        except (AttributeError, ValueError):
+            continue
+    return found

@@ -1,0 +1,304 @@
+"""One file met with one model under one plan: matched, every name, shape, dtype and value checked, and ready to be assigned.
+
+May import Keras and the floors below.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from transferkit.weights.adapters import Channels, Classes, Positions, Settings, Vocabulary, adaptation
+from transferkit.weights.assigning import Assignment, assign_all
+from transferkit.weights.differences import differences, torch_notes
+from transferkit.weights.digest import digest_of
+from transferkit.weights.matching import FileArray, Match, ModelVariable, Pair, Rules, match
+from transferkit.weights.names import kind_of
+from transferkit.weights.readers import Archive
+from transferkit.weights.report import LoadedTensor, LoadReport, by_layer_and_reason
+from transferkit.weights.sources import file_arrays, looks_like_torch
+from transferkit.weights.values import bad_values, dtype_problem, lossy_cast
+from transferkit.weights.variables import Slot, check_built, flattened_shapes, slots_of
+
+__all__ = ["TORCH_WORDS", "Staged", "Wishes"]
+
+# What PyTorch calls a variable that Keras calls by the key.
+TORCH_WORDS = {
+    "kernel": ("weight",),
+    "embeddings": ("weight",),
+    "gamma": ("weight",),
+    "beta": ("bias",),
+    "alpha": ("weight",),
+    "moving_mean": ("running_mean",),
+    "moving_variance": ("running_var",),
+}
+_COUNTER = "num_batches_tracked"
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a plan asks for.
+
+    Args:
+        path: The file.
+        rules: Of matching.
+        layout: How the file stores kernels, where that was said.
+        flatten: Shapes that were flattened before a Dense layer, by the layer's path.
+        channels: For other input channels.
+        classes: For other classes.
+        positions: For other position grids.
+        vocabularies: For other vocabularies.
+        permits: What is let through though it is refused by default.
+        min_coverage: The least share of the model's parameters to be loaded.
+    """
+
+    path: str
+    rules: Rules
+    layout: str | None = None
+    flatten: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    channels: tuple[Channels, ...] = ()
+    classes: tuple[Classes, ...] = ()
+    positions: tuple[Positions, ...] = ()
+    vocabularies: tuple[Vocabulary, ...] = ()
+    permits: frozenset[str] = frozenset()
+    min_coverage: float = 0.0
+
+
+class Staged:
+    """One file met with one model under one plan."""
+
+    def __init__(self, wishes: Wishes, archive: Archive, model: Any) -> None:
+        self.wishes = wishes
+        self.archive = archive
+        self.model = model
+        rules = wishes.rules
+        check_built(model, asked=f"Loading {wishes.path!r}.", except_for=(*rules.skip, *rules.skip_in_model))
+        self.slots = {slot.name: slot for slot in slots_of(model)}
+        self.sources = {source.name: source for source in file_arrays(archive)}
+        self.settings = self._settings()
+        self.counters = [n for n, source in self.sources.items() if wishes.layout == "torch" and source.variable == _COUNTER]
+        self.found: Match = match(
+            [source for name, source in self.sources.items() if name not in self.counters],
+            [slot.info for slot in self.slots.values()],
+            rules,
+            fits=self._fits,
+        )
+        self.staged: list[Assignment] = []
+
+    def _settings(self) -> Settings:
+        """The adaptations asked for, with what they leave to the model: its first convolution, its head, its Flatten layers."""
+        wishes = self.wishes
+        flattened = {**flattened_shapes(self.model), **wishes.flatten} if wishes.layout == "torch" else {}
+        first = next((s.layer for s in self._kernels() if kind_of(s.info.kind).startswith("conv")), "")
+        return Settings(
+            layout=wishes.layout or "keras",
+            flattened=flattened,
+            channels=tuple(dataclasses.replace(rule, patterns=rule.patterns or (first,)) for rule in wishes.channels),
+            classes=tuple(
+                dataclasses.replace(
+                    rule, source=rule.source or self.archive.class_names, patterns=rule.patterns or (self._last_layer(),)
+                )
+                for rule in wishes.classes
+            ),
+            positions=wishes.positions,
+            vocabularies=wishes.vocabularies,
+        )
+
+    def _kernels(self) -> list[Slot]:
+        return [slot for slot in self.slots.values() if slot.info.variable == "kernel"]
+
+    def _fits(self, source: FileArray, target: ModelVariable) -> bool:
+        found = adaptation(source, target, self.settings)
+        return found is not None and not found.problem
+
+    # Checking
+
+    def report(self, *, applied: bool) -> LoadReport:
+        unclear = self._layout_problems()  # shapes say nothing before the layout is known
+        problems = unclear or list(self.found.problems)
+        rules = ['.layout("torch")'] if unclear else list(self.found.rules)
+        pairs = {pair.target: pair for pair in self.found.pairs}
+        tensors = []
+        for slot in self.slots.values():
+            if slot.name in pairs:
+                tensor = self._checked(slot, pairs[slot.name])
+                if not tensor.arrives and not unclear:
+                    problems.append(f"{slot.name!r}: {tensor.why}")
+            else:
+                skipped = self.found.skipped.get(slot.name)
+                tensor = LoadedTensor(
+                    name=slot.name,
+                    layer=slot.layer,
+                    shape=slot.info.shape,
+                    dtype=slot.dtype.name,
+                    status="skipped" if skipped else "missing",
+                    why=skipped or self.found.missing[slot.name],
+                )
+            tensors.append(tensor)
+        for twin in self.found.twins:
+            first = pairs[twin.target].source
+            if not np.array_equal(self.archive.read(first), self.archive.read(twin.source)):
+                problems.append(
+                    f"{twin.target!r} is one variable in the model, but the file's {first!r} and {twin.source!r} differ"
+                )
+        decided = [
+            {name: why for name, why in reasons.items() if name not in self.found.undecided}
+            for reasons in (self.found.missing, self.found.unused)
+        ]
+        decided = [{}, {}] if unclear else decided
+        problems += [f"nothing for the model's {line}" for line in by_layer_and_reason(decided[0])]
+        problems += [f"no use for the file's {line}" for line in by_layer_and_reason(decided[1])]
+        rules += [] if unclear else self._rules_for_misfits(tensors)
+        notes = [*self.found.notes, *self._notes()]
+        report = LoadReport(
+            path=self.wishes.path,
+            origin=" ".join(dict.fromkeys(w for w in (self.archive.format, self.archive.framework, self.archive.version) if w)),
+            model=str(self.model.name),
+            tensors=tuple(tensors),
+            unused={
+                **self.found.unused,
+                **self.found.left_out,
+                **dict.fromkeys(self.counters, '.layout("torch"): a counter that Keras has no use for'),
+            },
+            problems=tuple(problems),
+            notes=tuple(notes),
+            rules=tuple(dict.fromkeys(rules)),
+            applied=applied,
+        )
+        return self._covered(report)
+
+    def _covered(self, report: LoadReport) -> LoadReport:
+        problems = list(report.problems)
+        wanted = self.wishes.min_coverage
+        if report.coverage < wanted:
+            problems.append(f"{report.coverage:.1%} of the model's parameters would be loaded, {wanted:.1%} are asked for")
+        elif not problems and report.coverage == 0:
+            problems.append("nothing would be loaded")
+        return LoadReport(**{**vars(report), "problems": tuple(problems), "applied": report.applied and not problems})
+
+    def _checked(self, slot: Slot, pair: Pair) -> LoadedTensor:
+        info = self.archive.arrays[pair.source]
+        how = adaptation(self.sources[pair.source], slot.info, self.settings)
+        why, status, digest = "", "misfit", ""
+        named = f"the file's {pair.source!r}"
+        if how is None:
+            why = f"{named} has the shape {info.shape}, the variable {slot.info.shape}{self._hint(slot, info.shape)}"
+        elif how.problem:
+            why = how.problem
+        elif (problem := dtype_problem(info.dtype, slot.dtype)) and not (
+            "integers" in self.wishes.permits and info.dtype.kind in "iub" and slot.dtype.kind == "f"
+        ):
+            why = f"{named} has {problem}"
+        else:
+            array = self.archive.read(pair.source)
+            if array.shape != info.shape or array.dtype != info.dtype:
+                why = f"{named} was announced as {info.dtype.name} {info.shape} and holds {array.dtype.name} {array.shape}"
+            elif bad := self._bad(array, slot):
+                why = f"{named} has {bad}"
+            else:
+                array = how.apply(array, lambda: np.array(slot.variable))
+                status, why = ("adapted", how.text) if how.text else ("loaded", "")
+                if lossy_cast(info.dtype, slot.dtype):
+                    status, why = "adapted", "; ".join(w for w in (why, f"{info.dtype.name} → {slot.dtype.name}") if w)
+                digest = digest_of(array.astype(slot.dtype, copy=False))
+                self.staged.append(Assignment(slot.variable, _constant(array), slot.dtype, slot.size * slot.dtype.itemsize))
+        return LoadedTensor(
+            name=slot.name,
+            layer=slot.layer,
+            shape=slot.info.shape,
+            dtype=slot.dtype.name,
+            status=status,
+            source=pair.source,
+            source_shape=info.shape,
+            source_dtype=info.dtype.name,
+            how=pair.how,
+            why=why,
+            digest=digest,
+        )
+
+    def _bad(self, array: np.ndarray[Any, Any], slot: Slot) -> str:
+        return "" if "nonfinite" in self.wishes.permits else bad_values(array, slot.dtype, variable=slot.info.variable)
+
+    def _hint(self, slot: Slot, shape: tuple[int, ...]) -> str:
+        """The rule that would make an array of another shape fit, as words behind the shapes."""
+        to = slot.info.shape
+        if len(shape) == len(to) and shape != to:
+            if len(to) >= 3 and slot.info.variable == "kernel" and shape[:-2] == to[:-2] and shape[-1] == to[-1]:
+                return "; for other input channels .channels() fits it"
+            if shape[:-1] == to[:-1] and slot.layer == self._last_layer():
+                return "; for other classes .classes(source=[…], target=[…]) copies the rows they share"
+            if slot.info.variable == "embeddings" and shape[1:] == to[1:]:
+                return f"; for another vocabulary .vocabulary({slot.info.path!r}) copies the rows they share"
+        if len(shape) > 1 and shape != to and sorted(shape) == sorted(to) and self.settings.layout != "torch":
+            return '; the axes look exchanged, as in PyTorch: .layout("torch")'
+        return ""
+
+    def _last_layer(self) -> str:
+        return self._kernels()[-1].layer if self._kernels() else ""
+
+    def _rules_for_misfits(self, tensors: list[LoadedTensor]) -> list[str]:
+        layers = dict.fromkeys(t.layer for t in tensors if t.status == "misfit")
+        return [f'.skip("{layer}/*")' for layer in list(layers)[:8]]
+
+    def _layout_problems(self) -> list[str]:
+        if self.wishes.layout is not None or not looks_like_torch(self.archive):
+            return []
+        return [
+            "the file is PyTorch's, whose kernels are stored transposed: "
+            'add .layout("torch"), or .layout("keras") if its arrays are in Keras\'s layout'
+        ]
+
+    def _notes(self) -> list[str]:
+        notes = differences(self.archive, [(slot.layer, slot.owner) for slot in self.slots.values()], self._layers_of_pairs())
+        if self.archive.metadata.get("stripped_prefix"):
+            notes.append(f"the prefix {self.archive.metadata['stripped_prefix']!r} of every name was left out")
+        if self.settings.layout == "torch":
+            notes += torch_notes([slot.owner for slot in self.slots.values()])
+        head = [t for t in self.found.pairs if self.slots[t.target].layer == self._last_layer()]
+        if head and not self.settings.classes and head[0].how in ("structure", "order"):
+            notes.append(
+                f"the last layer {self._last_layer()!r} takes the file's {self.sources[head[0].source].path!r}, matched by "
+                f"{head[0].how}: if its classes are other ones, give them with .classes(…) or .skip it"
+            )
+        if self.archive.optimizer_arrays:
+            notes.append(
+                f"the file also holds optimizer state ({len(self.archive.optimizer_arrays)} arrays); it isn't loaded, and the "
+                "model's own optimizer stays as it is"
+            )
+        optimizer = getattr(self.model, "optimizer", None)
+        if optimizer is not None and optimizer.built and int(np.asarray(optimizer.iterations)) > 0:
+            notes.append(
+                f"the model's optimizer has taken {int(np.asarray(optimizer.iterations))} steps with other weights; compile the "
+                "model again before training"
+            )
+        return notes
+
+    def _layers_of_pairs(self) -> dict[str, str]:
+        """From the path of each layer of the model to the path of the file's layer it takes its values from."""
+        return {self.slots[p.target].info.path: self.sources[p.source].path for p in self.found.pairs}
+
+    def cause(self, report: LoadReport) -> str | None:
+        if report.missing and report.unused:
+            return "the model has other layers, or other names, than the one that was saved"
+        if report.missing:
+            return "the model has layers that the saved one had not"
+        if report.unused:
+            return "the saved model had layers that this one has not"
+        return None
+
+    # Doing
+
+    def apply(self) -> None:
+        assign_all(self.staged)
+        for owner in {id(slot.owner): slot.owner for slot in self.slots.values()}.values():
+            # Normalization computes with constants it derives from its variables.
+            if callable(getattr(owner, "finalize_state", None)):
+                owner.finalize_state()
+
+
+def _constant(array: np.ndarray[Any, Any]) -> Callable[[], np.ndarray[Any, Any]]:
+    return lambda: array
