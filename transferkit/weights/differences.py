@@ -29,12 +29,14 @@ def differences(archive: Archive, owners: Sequence[tuple[str, Any]], taken: Mapp
     Args:
         archive: The file.
         owners: Path and Keras layer of the model's layers.
-        taken: From a layer's path in the model to the path of the layer it takes its values from.
+        taken: From a layer's path in the model to the path in the file from which it, or a layer inside it, takes values.
     """
     said = {path: own for path, (_, own) in configured_layers(archive.config).items()}
     found: dict[str, None] = {}
     for path, layer in owners:
-        saved = said.get(taken.get(path, ""))
+        parts = taken.get(path, "").split("/")
+        around = ("/".join(parts[:end]) for end in range(len(parts), 0, -1))
+        saved = next((said[part] for part in around if part in said), None)
         if saved is None or not isinstance(layer, keras.Layer):
             continue
         try:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from transferkit.errors import shorten
 from transferkit.weights.adapters import Channels, Classes, Positions, Settings, Vocabulary, adaptation
 from transferkit.weights.assigning import Assignment, assign_all
 from transferkit.weights.differences import differences, torch_notes
@@ -22,7 +23,7 @@ from transferkit.weights.readers import Archive
 from transferkit.weights.report import LoadedTensor, LoadReport, by_layer_and_reason
 from transferkit.weights.sources import file_arrays, looks_like_torch
 from transferkit.weights.values import bad_values, dtype_problem, lossy_cast
-from transferkit.weights.variables import Slot, check_built, flattened_shapes, slots_of
+from transferkit.weights.variables import Slot, check_built, flattened_shapes, leaf_layers_of, slots_of
 
 __all__ = ["TORCH_WORDS", "Staged", "Wishes"]
 
@@ -253,7 +254,7 @@ class Staged:
         ]
 
     def _notes(self) -> list[str]:
-        notes = differences(self.archive, [(slot.layer, slot.owner) for slot in self.slots.values()], self._layers_of_pairs())
+        notes = differences(self.archive, list(leaf_layers_of(self.model)), self._layers_of_pairs())
         if self.archive.metadata.get("stripped_prefix"):
             notes.append(f"the prefix {self.archive.metadata['stripped_prefix']!r} of every name was left out")
         if self.settings.layout == "torch":
@@ -264,6 +265,9 @@ class Staged:
                 f"the last layer {self._last_layer()!r} takes the file's {self.sources[head[0].source].path!r}, matched by "
                 f"{head[0].how}: if its classes are other ones, give them with .classes(…) or .skip it"
             )
+        worded = [path for path, layer in leaf_layers_of(self.model) if hasattr(layer, "get_vocabulary")]
+        if worded:
+            notes.append(f"a vocabulary is no weight: {shorten(worded)} keep{'s' if len(worded) == 1 else ''} the model's own")
         if self.archive.optimizer_arrays:
             notes.append(
                 f"the file also holds optimizer state ({len(self.archive.optimizer_arrays)} arrays); it isn't loaded, and the "
@@ -279,7 +283,7 @@ class Staged:
 
     def _layers_of_pairs(self) -> dict[str, str]:
         """From the path of each layer of the model to the path of the file's layer it takes its values from."""
-        return {self.slots[p.target].info.path: self.sources[p.source].path for p in self.found.pairs}
+        return {self.slots[p.target].layer: self.sources[p.source].path for p in self.found.pairs}
 
     def cause(self, report: LoadReport) -> str | None:
         if report.missing and report.unused:

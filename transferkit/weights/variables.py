@@ -20,7 +20,7 @@ from transferkit.weights.digest import digest_of
 from transferkit.weights.matching import ModelVariable
 from transferkit.weights.names import covers
 
-__all__ = ["Slot", "check_built", "digests_of", "flattened_shapes", "slots_of"]
+__all__ = ["Slot", "check_built", "digests_of", "flattened_shapes", "leaf_layers_of", "slots_of"]
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class Slot:
         return dtype
 
 
-def _leaves(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every layer with its path, nested models opened; a shared one at each place."""
+def leaf_layers_of(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every layer with its path, nested models opened; a shared one at each place, a nested model after its layers."""
     for layer in model.layers:
         path = f"{prefix}{layer.name}"
         if isinstance(layer, keras.Model):
-            yield from _leaves(layer, f"{path}/")
+            yield from leaf_layers_of(layer, f"{path}/")
             # What a subclassed model keeps besides its layers is a leaf of its own.
             yield path, layer
         else:
@@ -125,7 +125,7 @@ def slots_of(model: Any) -> list[Slot]:
     """
     found: dict[int, Slot] = {}
     names: dict[str, int] = {}
-    for path, layer in [*_leaves(model), ("", model)]:
+    for path, layer in [*leaf_layers_of(model), ("", model)]:
         owned: dict[int, _Owned] = {}
         _owned(layer, "", owned, set())
         for variable in layer.weights:
@@ -204,7 +204,7 @@ def flattened_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     Layers that leave the order of features alone may stand between the two. Found in functional and Sequential models only:
     a subclassed model has no graph to look at.
     """
-    layers = list(_leaves(model))
+    layers = list(leaf_layers_of(model))
     producer = {}
     for _, layer in layers:
         try:
