@@ -188,6 +188,10 @@ DROPPED: Mapping[str, frozenset[str]] = {
         frozenset({"consume_less", "groups", "implementation", "num_constants", "unroll", "zero_output_for_mask"}),
     ),
     "Discretization": frozenset({"max_bins"}),
+    **dict.fromkeys(
+        ("IntegerLookup", "StringLookup", "TextVectorization"),
+        frozenset({"has_input_vocabulary", "has_static_table", "idf_weights_size", "vocab_size", "vocabulary_size"}),
+    ),
     "MultiHeadAttention": frozenset({"query_shape", "key_shape", "value_shape"}),
     "SeparableConv1D": frozenset({"groups", "kernel_initializer", "kernel_regularizer", "kernel_constraint"}),
     "SeparableConv2D": frozenset({"groups", "kernel_initializer", "kernel_regularizer", "kernel_constraint"}),
@@ -215,11 +219,6 @@ WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "implementation": (1,),
     "noise_shape": (None,),
     "return_attention_scores": (False,),
-    "vocabulary_size": (None, 0),
-    "vocab_size": (None, 0),
-    "has_input_vocabulary": (False, True),
-    "has_static_table": (False, True),
-    "idf_weights_size": (None, 0),
     "auto_vectorize": (False, True, None),
 }
 

@@ -163,6 +163,9 @@ def _layer(shop: _Workshop, plain: Config) -> Built:
     own = given if given is not None else _LAYERS.get(plain["class_name"])
     if own is None:
         raise _failed(plain, "this version of Keras has no such layer", "it came with a later version")
+    if plain["class_name"] == "TimeDistributed" and given is None and "layers" in config.get("layer", {}).get("config", {}):
+        model = _layer(shop, config["layer"])
+        return Built(plain, _made(plain, own, _accepted(plain, own, {**config, "layer": model.layer})), (model,))
     arguments = {key: _value(shop, plain, key, value) for key, value in config.items()}
     if given is not None:
         return Built(plain, _custom(plain, own, arguments))
@@ -175,7 +178,9 @@ def _is_function(given: Any) -> bool:
 
 def _accepted(plain: Config, own: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments the class takes; those it doesn't know are an error unless they say nothing."""
-    parameters = inspect.signature(own.__init__).parameters
+    # The layers in `retired_layers` hand what they don't name to a base class of theirs.
+    family = own.__mro__ if own.__module__ == retired_layers.__name__ else (own,)
+    parameters = {name: p for one in family if one.__module__ == own.__module__ for name, p in inspect.signature(one).parameters.items()}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     known = {name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD} | (_BASE if open_ended else set())
     unknown = [key for key, value in arguments.items() if key not in known and value is not None and key not in _BASE]

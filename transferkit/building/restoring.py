@@ -88,8 +88,8 @@ class _Restorer:
             backend=self.backend,
             said=plain["said"],
         )
-        if len(arrays) > len(variables) and plain["class_name"] == "BatchNormalization":
-            arrays = arrays[: len(variables)]  # renorm's, which only training used
+        if len(arrays) > len(variables) and plain["class_name"] in ("BatchNormalization", "Normalization"):
+            arrays = arrays[: len(variables)]  # what only training used: renorm's statistics, a count of examples
         self.set(variables, arrays, plain["name"])
         if hasattr(built.layer, "finalize_state") and plain["class_name"] == "Normalization":
             built.layer.finalize_state()
@@ -326,7 +326,8 @@ def _model_at(restorer: _Restorer, tree: Mapping[str, list[str]], model: Built, 
             continue
         where = f"{prefix}layers/{_counted(_snake(one.plain['said'].rpartition('>')[2]), used)}"
         if one.inner:
-            _model_at(restorer, tree, one, where)
+            wrapped = one.inner[0] if one.plain["class_name"] == "TimeDistributed" else None
+            _model_at(restorer, tree, wrapped or one, f"{where}/layer" if wrapped else where)
             continue
         names = _layer_at(tree, one.layer, where, set())
         if names or weights_of(one.layer):

@@ -39,31 +39,33 @@ def hard_sigmoid_of_keras_2(x: Any) -> Any:
     return ops.clip(0.2 * x + 0.5, 0.0, 1.0)
 
 
-def _objects(layer: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Sets the initializers, regularizers and constraints among the arguments on the layer; gives those that are left."""
-    for key in [key for key in arguments if key.endswith(("_initializer", "_regularizer", "_constraint"))]:
-        if key != "activity_regularizer":
-            kind = getattr(keras, key.rpartition("_")[2] + "s")
-            setattr(layer, key, kind.get(arguments.pop(key)))
-    return arguments
-
-
 class _KernelLayer(keras.layers.Layer):
     """What the dense and local layers share: their objects and their configuration."""
 
     _SETTINGS: tuple[str, ...] = ()
 
-    def __init__(self, *, activation: Any = None, use_bias: bool = True, **arguments: Any) -> None:
-        self_objects = {
-            "kernel_initializer": "glorot_uniform",
-            "bias_initializer": "zeros",
-            **dict.fromkeys(("kernel_regularizer", "bias_regularizer", "kernel_constraint", "bias_constraint")),
-        }
-        given = {key: arguments.pop(key, default) for key, default in self_objects.items()}
+    def __init__(
+        self,
+        *,
+        activation: Any = None,
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        bias_constraint: Any = None,
+        **arguments: Any,
+    ) -> None:
         super().__init__(**arguments)
-        _objects(self, given)
         self.activation = keras.activations.get(activation)
         self.use_bias = use_bias
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+        self.kernel_constraint = keras.constraints.get(kernel_constraint)
+        self.bias_constraint = keras.constraints.get(bias_constraint)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

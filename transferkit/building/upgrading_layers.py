@@ -292,7 +292,7 @@ def _convolution(context: Context, plain: Config) -> None:
         plain["output_shape"] = config["output_shape"]
 
 
-def _normalization(_context: Context, plain: Config) -> None:
+def _normalization(context: Context, plain: Config) -> None:
     config = plain["config"]
     if config.get("mode", 0) != 0:
         raise _refusal(
@@ -305,9 +305,10 @@ def _normalization(_context: Context, plain: Config) -> None:
         config["axis"] = axis[0]
     if plain["said"] == "SyncBatchNormalization":
         config["synchronized"] = True
-    if not config.get("renorm"):
-        for key in ("renorm", "renorm_clipping", "renorm_momentum"):
-            config.pop(key, None)
+    if config.get("renorm"):
+        context.note(plain["name"], "renorm left out: it had an effect in training only")
+    for key in ("renorm", "renorm_clipping", "renorm_momentum"):
+        config.pop(key, None)
 
 
 def _recurrent(context: Context, plain: Config) -> None:
@@ -393,6 +394,21 @@ def _relu(_context: Context, plain: Config) -> None:
         config.pop("threshold", None)
 
 
+def _random_size(context: Context, plain: Config) -> None:
+    plain["class_name"] = "Identity"
+    plain["config"] = {key: value for key, value in plain["config"].items() if key in ("name", "dtype", "trainable")}
+    context.note(plain["name"], f"{plain['said']} → Identity: it had an effect in training only")
+
+
+def _random_crop(context: Context, plain: Config) -> None:
+    """Keras 3 leaves the image whole when it predicts; before, the middle was cut out and brought to size."""
+    if context.generation < 3:
+        plain["class_name"] = "Resizing"
+        kept = {key: value for key, value in plain["config"].items() if key in ("name", "dtype", "trainable", "height", "width")}
+        plain["config"] = {**kept, "crop_to_aspect_ratio": True}
+        context.note(plain["name"], "RandomCrop → Resizing, what it did outside of training")
+
+
 def _categories(_context: Context, plain: Config) -> None:
     if plain["config"].get("output_mode") == "binary":
         plain["config"]["output_mode"] = "multi_hot"
@@ -412,4 +428,7 @@ _SPECIAL: Mapping[str, Callable[[Context, Config], None]] = {
     "InputLayer": _input_layer,
     "ReLU": _relu,
     "CategoryEncoding": _categories,
+    "RandomCrop": _random_crop,
+    "RandomHeight": _random_size,
+    "RandomWidth": _random_size,
 }

@@ -155,8 +155,6 @@ def convert_layer(
             listed = cudnn_lstm(*listed)
         elif class_name == "GRU" and listed[2].shape == (6 * units,):
             listed = cudnn_gru(*listed)
-    if class_name == "Normalization" and len(listed) == 3:  # the count of examples, which adapting went on from
-        listed = listed[:2]
     return listed
 
 
