@@ -86,7 +86,10 @@ class StochasticWeightAverage(keras.callbacks.Callback):
         del logs
         if epoch < self._first:
             return
-        values = [np.asarray(weight.numpy(), "float64") for weight in self.model.trainable_weights]
+        values = [
+            np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(weight)), "float64")
+            for weight in self.model.trainable_weights
+        ]
         self._count += 1
         if self._count == 1:
             self._mean = values

@@ -18,7 +18,7 @@ __all__ = ["LiveCurve", "Progress", "TensorBoardLogs"]
 
 
 def _rate(model: Any) -> float:
-    return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
+    return float(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(model.optimizer.learning_rate)))
 
 
 def _duration(seconds: float) -> str:

@@ -14,10 +14,14 @@ import numpy as np
 from transferkit._keras import keras
 from transferkit.data import Data, is_arrays, row_count
 from transferkit.errors import TrainingError
+from transferkit.tuning.averaging import recalibrate_batch_norm
+from transferkit.tuning.callbacks import Progress
 from transferkit.tuning.feeding import ListedBatches, epoch_order, ordered_dataset
 from transferkit.tuning.objectives import Objective
+from transferkit.tuning.optimizers import as_plain, raw_steps
 from transferkit.tuning.phases import PhasePlan, in_effect
 from transferkit.tuning.run import PhaseRecord
+from transferkit.tuning.settings import Settings, Targets, take_over
 
 __all__ = ["Job", "run_phases", "seed_model"]
 
@@ -29,9 +33,11 @@ class Job:
     Args:
         data: What `fit` takes, checked.
         validation: The same, or None.
-        objective: Loss and metrics.
+        objective: Loss and metrics as the user means them, which the model is left with.
         make_optimizer: Gives a fresh optimizer for a learning rate (None: its own).
         make_callbacks: Gives fresh callbacks of the plan's for one phase.
+        settings: How phases train.
+        targets: What is done to the data for the objective that training minimises.
         callbacks: The user's.
         batch_size: Rows in a batch of in-memory data.
         seed: Of the run.
@@ -46,6 +52,8 @@ class Job:
     objective: Objective
     make_optimizer: Callable[[float | None], Any]
     make_callbacks: Callable[[], list[Any]]
+    settings: Settings
+    targets: Targets
     callbacks: Sequence[Any]
     batch_size: int
     seed: int
@@ -132,39 +140,65 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
     if isinstance(validation, Data):
         val_rows = len(validation)
         validation = ordered_dataset(validation, batch_size=job.batch_size, order=lambda: np.arange(val_rows))
+    validation = job.targets.validation(validation)
     seed_model(model, job.seed)
+    starts = job.settings.starts(model)
+    minimised = job.targets.objective
+    batches_an_epoch = job.steps_per_epoch or _steps(source)
+    progress = Progress([(plan.phase.name, plan.phase.epochs) for plan in plans])
+    optimizer: Any = None
     begun = 0
     for index, plan in enumerate(plans):
         with in_effect(model, plan):
-            model.compile(
-                optimizer=job.make_optimizer(plan.phase.learning_rate),
-                loss=job.objective.loss,
-                loss_weights=job.objective.loss_weights,
-                metrics=_fresh_metrics(job.objective.metrics),
+            previous, optimizer = (
+                optimizer,
+                job.settings.optimizer(
+                    job.make_optimizer(plan.phase.learning_rate),
+                    model,
+                    plan,
+                    steps=batches_an_epoch and batches_an_epoch * plan.phase.epochs,
+                    previous=optimizer,
+                    several=len(plans) > 1,
+                    starts=starts,
+                ),
             )
+            model.compile(
+                optimizer=optimizer,
+                loss=minimised.loss,
+                loss_weights=minimised.loss_weights,
+                metrics=_fresh_metrics(minimised.metrics),
+            )
+            optimizer = model.optimizer  # which wraps the one given under a policy that scales the loss
+            if previous is not None:
+                take_over(previous, model)
+            before = raw_steps(optimizer)
             if job.verbose:
                 print(f"Phase {plan.phase.name!r}: {plan.trained_parameters:,} parameters train")
+            progress.begin_phase(index, epoch=begun)
+            own = [*job.settings.callbacks(plan, first_epoch=begun), *job.make_callbacks()]
             started = time.perf_counter()
             model.fit(
                 source,
                 epochs=begun + plan.phase.epochs,
                 initial_epoch=begun,
                 callbacks=_PhaseCallbacks(
-                    [_Watch(state), *job.make_callbacks()],
+                    [_Watch(state), *own, *([progress] if job.verbose == 2 else [])],
                     job.callbacks,
                     first=index == 0,
                     last=index == len(plans) - 1,
-                    add_progbar=job.verbose != 0,
+                    add_progbar=job.verbose not in (0, 2),
                     verbose=job.verbose,
                     epochs=begun + plan.phase.epochs,
-                    steps=job.steps_per_epoch or _steps(source),
+                    steps=batches_an_epoch,
                     model=model,
                 ),
                 validation_data=validation,
                 class_weight=job.class_weight,
-                verbose=job.verbose,
+                verbose=0 if job.verbose == 2 else job.verbose,
                 **source_arguments,
             )
+            if job.settings.swa is not None:
+                recalibrate_batch_norm(model, job.data, batch_size=job.batch_size)
             seconds = time.perf_counter() - started
         ran = len(model.history.epoch)
         losses = model.history.history.get("loss", [0.0])
@@ -175,8 +209,18 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
                 cause="a learning rate that is too high, or labels far outside what the head gives",
                 fix="train again from the loaded weights with a lower learning_rate",
             )
-        records.append(PhaseRecord(plan.phase.name, ran, plan.phase.epochs, plan.trained_parameters, seconds))
+        steps = raw_steps(optimizer) - before
+        records.append(PhaseRecord(plan.phase.name, ran, plan.phase.epochs, plan.trained_parameters, seconds, steps))
         begun += ran
+    # A model that leaves the library opens without it: a plain optimizer, and the loss without what training did to it.
+    plain = as_plain(optimizer)
+    if plain is not optimizer or minimised is not job.objective:
+        model.compile(
+            optimizer=plain,
+            loss=job.objective.loss,
+            loss_weights=job.objective.loss_weights,
+            metrics=_fresh_metrics(job.objective.metrics),
+        )
     return state.history, records
 
 
@@ -192,7 +236,7 @@ def _source(job: Job, state: _Epoch) -> tuple[Any, dict[str, Any]]:
     if not isinstance(job.data, Data) and not is_arrays(job.data):
         arguments = {"steps_per_epoch": job.steps_per_epoch, "validation_steps": job.validation_steps}
         # Keras shuffles the batches of a PyDataset; anything else that gives batches comes in its own order.
-        return job.data, {
+        return job.targets.training(job.data, seed=job.seed, epoch=lambda: state.number), {
             **arguments,
             "shuffle": isinstance(job.data, keras.utils.PyDataset) and not isinstance(job.data, ListedBatches),
         }
@@ -200,6 +244,7 @@ def _source(job: Job, state: _Epoch) -> tuple[Any, dict[str, Any]]:
     dataset = ordered_dataset(
         job.data, batch_size=job.batch_size, order=lambda: epoch_order(rows, seed=job.seed, epoch=state.number)
     )
+    dataset = job.targets.training(dataset, seed=job.seed, epoch=lambda: state.number)
     return dataset, {"validation_batch_size": job.batch_size, "shuffle": False}
 
 

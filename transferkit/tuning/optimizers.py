@@ -37,6 +37,7 @@ __all__ = [
     "VariableOptions",
     "as_plain",
     "carry_over",
+    "check_optimizer",
     "decays",
     "raw_steps",
     "swap_averages",
@@ -178,6 +179,12 @@ def _check(optimizer: Any, options: Sequence[VariableOptions], average: float | 
         raise PlanError(
             asked, found=f"average={average!r}, the momentum of a moving average", fix="give a number from 0 to below 1"
         )
+    check_optimizer(optimizer)
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raises a ModelError when the optimizer is none that can be given rates of this kind."""
+    asked = f"Giving the optimizer {type(optimizer).__name__} a rate for each variable."
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise ModelError(asked, found=f"a {type(optimizer).__name__}, which is no keras.optimizers.Optimizer")
     kind = type(optimizer)
@@ -424,8 +431,8 @@ def carry_over(old: Any, new: Any) -> int:
     asked = f"Carrying the state of the optimizer {type(old).__name__} over to {type(new).__name__}."
     if isinstance(old, keras.optimizers.LossScaleOptimizer) and isinstance(new, keras.optimizers.LossScaleOptimizer):
         kept = carry_over(old.inner_optimizer, new.inner_optimizer)
-        new.step_counter.assign(old.step_counter)
-        new.dynamic_scale.assign(old.dynamic_scale)
+        new.step_counter.assign(_value(old.step_counter))
+        new.dynamic_scale.assign(_value(old.dynamic_scale))
         return kept
     if type(old) is not type(new) or not isinstance(new, PerVariable):
         raise ModelError(
@@ -436,7 +443,7 @@ def carry_over(old: Any, new: Any) -> int:
         )
     _copy_common(old, new, asked)
     before = {id(variable): index for index, variable in enumerate(old._built_on)}
-    steps = int(old.iterations)
+    steps = int(_value(old.iterations))
     old_lists, new_lists = _slot_lists(old), _slot_lists(new)
     options = list(new._options)
     for index, variable in enumerate(new._built_on):
@@ -447,9 +454,9 @@ def carry_over(old: Any, new: Any) -> int:
             if slot is None or name == "_averages":
                 continue
             if earlier is not None and name in old_lists and old_lists[name][earlier] is not None:
-                slot.assign(old_lists[name][earlier])
+                slot.assign(_value(old_lists[name][earlier]))
             elif new.use_ema and slot.name.endswith("_average"):
-                slot.assign(variable)  # Keras sets it at step 0 only
+                slot.assign(_value(variable))  # Keras sets it at step 0 only
     new._options = tuple(options)
     return sum(id(variable) in before for variable in new._built_on)
 
@@ -467,8 +474,8 @@ def as_plain(optimizer: Any) -> Any:
         settings = {key: value for key, value in optimizer.get_config().items() if key != "inner_optimizer"}
         outer = type(optimizer)(as_plain(optimizer.inner_optimizer), **settings)
         outer.build(list(optimizer.inner_optimizer._built_on))
-        outer.step_counter.assign(optimizer.step_counter)
-        outer.dynamic_scale.assign(optimizer.dynamic_scale)
+        outer.step_counter.assign(_value(optimizer.step_counter))
+        outer.dynamic_scale.assign(_value(optimizer.dynamic_scale))
         return outer
     if not isinstance(optimizer, PerVariable):
         return optimizer
@@ -476,7 +483,9 @@ def as_plain(optimizer: Any) -> Any:
     config = optimizer.get_config()["optimizer"]["config"]
     rate = vars(optimizer).get("_learning_rate")
     if callable(rate):
-        config["learning_rate"] = float(optimizer.learning_rate) if type(rate).__module__.startswith("transferkit.") else rate
+        config["learning_rate"] = (
+            float(_value(optimizer.learning_rate)) if type(rate).__module__.startswith("transferkit.") else rate
+        )
     new = plain.from_config(config)
     variables = list(optimizer._built_on)
     new.build(variables)
@@ -485,13 +494,18 @@ def as_plain(optimizer: Any) -> Any:
     for name, slot_list in _slot_lists(new, len(variables)).items():
         for source, target in zip(held[name], slot_list, strict=True):
             if target is not None:
-                target.assign(source)
+                target.assign(_value(source))
     return new
 
 
 def raw_steps(optimizer: Any) -> int:
     """How often the optimizer was given gradients, which is what a schedule counts; accumulated ones count each."""
-    return int(getattr(optimizer, "inner_optimizer", optimizer).variables[0])
+    return int(_value(getattr(optimizer, "inner_optimizer", optimizer).variables[0]))
+
+
+def _value(variable: Any) -> Any:
+    """The value as an array, of a variable with a copy on each device too."""
+    return keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(variable))
 
 
 def _copy_common(old: Any, new: Any, asked: str) -> None:
@@ -511,7 +525,7 @@ def _copy_common(old: Any, new: Any, asked: str) -> None:
             fix="start the phase with a fresh optimizer",
         )
     for source, target in zip(sources, targets, strict=True):
-        target.assign(source)
+        target.assign(_value(source))
 
 
 def _slot_lists(optimizer: Any, count: int | None = None) -> dict[str, list[Any]]:
@@ -538,6 +552,6 @@ def swap_averages(optimizer: Any) -> None:
     """
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     for variable, held in zip(optimizer._built_on, optimizer._averages, strict=True):
-        value = keras.ops.copy(held)
-        held.assign(variable)
+        value = _value(held)
+        held.assign(_value(variable))
         variable.assign(value if variable.constraint is None else variable.constraint(value))

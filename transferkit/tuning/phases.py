@@ -19,6 +19,7 @@ from transferkit._table import Table
 from transferkit.building.heads import leaf_layers
 from transferkit.errors import TrainingError, shorten
 from transferkit.tuning.layers import Layers
+from transferkit.tuning.rates import multipliers_of
 
 __all__ = ["BATCH_NORM_POLICIES", "Phase", "PhasePlan", "ResolvedLayer", "in_effect", "resolve"]
 
@@ -34,12 +35,16 @@ class Phase:
         train: The layers that train; all others are frozen.
         epochs: How many times it goes over the data.
         learning_rate: The optimizer's, or None for the one it was given with.
+        layer_decay: What each block's rate is multiplied with for every block above it, or None for one rate.
+        schedule: The course of the rate over the phase (`Schedule`, or a Keras schedule), or None for a constant one.
     """
 
     name: str
     train: Layers
     epochs: int
     learning_rate: float | None
+    layer_decay: float | None = None
+    schedule: Any = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class ResolvedLayer:
         silenced: Whether its dropout or noise is off, because what comes after it is frozen.
         parameters: How many numbers its weights hold.
         shape: Of its output, as text.
+        multiplier: Factor on the learning rate.
         frozen_parts: The BatchNorm layers within it that stay frozen though it trains.
     """
 
@@ -65,6 +71,7 @@ class ResolvedLayer:
     silenced: bool
     parameters: int
     shape: str
+    multiplier: float = 1.0
     frozen_parts: tuple[Any, ...] = field(default=(), repr=False)
 
 
@@ -95,22 +102,34 @@ class PhasePlan:
 
     def table(self) -> Table:
         """The phase as a table, one row for each layer that has weights or changes its behaviour."""
-        rate = "the optimizer's" if self.phase.learning_rate is None else f"{self.phase.learning_rate:g}"
         rows = [
-            (row.path, type(row.layer).__name__, row.shape, f"{row.parameters:,}", _mode(row), rate if row.trained else "–")
+            (row.path, type(row.layer).__name__, row.shape, f"{row.parameters:,}", _mode(row), self._rate(row))
             for row in self.layers
             if row.parameters or row.silenced
         ]
         if self.own_weights:
             trained = self.phase.train.is_everything
             mode = "trained" if trained else "frozen"
-            rows.append(("(the model's own)", "", "", f"{_count(self.own_weights):,}", mode, rate if trained else "–"))
+            rows.append(
+                ("(the model's own)", "", "", f"{_count(self.own_weights):,}", mode, self._shown(1.0) if trained else "–")
+            )
         return Table(
             columns=("layer", "class", "output", ">parameters", "in this phase", ">learning rate"),
             rows=rows,
             title=f"Phase {self.phase.name!r}: {self.phase.epochs} epochs, trains {self.phase.train!r}",
-            notes=(f"{self.trained_parameters:,} of {self.parameters:,} parameters train.",),
+            notes=(
+                f"{self.trained_parameters:,} of {self.parameters:,} parameters train.",
+                *([f"The learning rate runs by {self.phase.schedule!r}."] if self.phase.schedule is not None else []),
+            ),
         )
+
+    def _rate(self, row: ResolvedLayer) -> str:
+        return self._shown(row.multiplier) if row.trained else "–"
+
+    def _shown(self, multiplier: float) -> str:
+        if self.phase.learning_rate is not None:
+            return f"{self.phase.learning_rate * multiplier:.4g}"
+        return "the optimizer's" if multiplier == 1.0 else f"the optimizer's × {multiplier:.4g}"
 
 
 def _count(weights: Sequence[Any]) -> int:
@@ -170,7 +189,7 @@ def _noise_attribute(layer: Any) -> str | None:
     return next((name for kind, name in _NOISE.items() if isinstance(layer, kind)), None)
 
 
-def resolve(model: Any, phase: Phase, *, batch_norm: str) -> PhasePlan:
+def resolve(model: Any, phase: Phase, *, batch_norm: str, rates: Sequence[tuple[Layers, float]] = ()) -> PhasePlan:
     """What `phase` means for `model`, without changing it.
 
     Args:
@@ -178,11 +197,13 @@ def resolve(model: Any, phase: Phase, *, batch_norm: str) -> PhasePlan:
         phase: The phase.
         batch_norm: `freeze`: BatchNorm keeps its statistics and its weights even where its neighbours train; one that still has
             its initial statistics adapts, for it has none to keep. `adapt`: BatchNorm trains with the layers selected.
+        rates: Groups of layers with a factor each on the learning rate.
 
     Raises:
         ModelError: when the phase selects nothing.
     """
     chosen = set(phase.train.resolve(model))
+    multipliers = multipliers_of(model, layer_decay=phase.layer_decay, rates=rates)
     leaves = list(leaf_layers(model))
     rows: list[ResolvedLayer] = []
     frozen_after = False
@@ -205,6 +226,7 @@ def resolve(model: Any, phase: Phase, *, batch_norm: str) -> PhasePlan:
                 silenced=frozen_after and _noise_attribute(layer) is not None,
                 parameters=_count(layer.weights),
                 shape=_shape(layer),
+                multiplier=multipliers.get(path, 1.0),
                 frozen_parts=_frozen_parts(layer) if trained and batch_norm == "freeze" else (),
             )
         )

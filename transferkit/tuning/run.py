@@ -22,6 +22,7 @@ class PhaseRecord:
         planned: How many it might have run.
         trained_parameters: How many numbers trained.
         seconds: How long it took.
+        steps: How many batches it trained on.
     """
 
     name: str
@@ -29,6 +30,7 @@ class PhaseRecord:
     planned: int
     trained_parameters: int
     seconds: float
+    steps: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +19,15 @@ from transferkit.building.heads import heads_of
 from transferkit.data import split
 from transferkit.errors import ModelError, PlanError, did_you_mean
 from transferkit.placement import Placement
+from transferkit.tuning.callbacks import TensorBoardLogs
 from transferkit.tuning.feeding import check_inputs, first_rows
 from transferkit.tuning.layers import Layers
 from transferkit.tuning.loop import Job, run_phases
-from transferkit.tuning.objectives import objective_of
+from transferkit.tuning.objectives import Objective, objective_of
 from transferkit.tuning.phases import BATCH_NORM_POLICIES, Phase, PhasePlan, resolve
-from transferkit.tuning.run import Run
+from transferkit.tuning.run import PhaseRecord, Run
+from transferkit.tuning.schedules import Schedule
+from transferkit.tuning.settings import Settings, unsettled, worse_than_chance
 
 __all__ = ["Description", "FineTuner"]
 
@@ -77,12 +82,38 @@ class FineTuner(Plan):
         FineTuner().phase('head', train=Layers.head(), epochs=3).phase('all', train=Layers.all(), epochs=10, learning_rate=0.0001)
     """
 
-    STEPS: ClassVar[frozenset[str]] = frozenset({"batch_norm", "early_stopping", "loss", "metrics", "optimizer", "phase"})
+    STEPS: ClassVar[frozenset[str]] = frozenset(
+        {
+            "batch_norm",
+            "cutmix",
+            "early_stopping",
+            "ema",
+            "l2_sp",
+            "label_smoothing",
+            "loss",
+            "metrics",
+            "mixup",
+            "optimizer",
+            "phase",
+            "rate",
+            "swa",
+            "weight_decay",
+        }
+    )
 
     def __init__(self) -> None:
         self._begin()
 
-    def phase(self, name: str, *, train: Layers, epochs: int, learning_rate: float | None = None) -> Self:
+    def phase(
+        self,
+        name: str,
+        *,
+        train: Layers,
+        epochs: int,
+        learning_rate: float | None = None,
+        layer_decay: float | None = None,
+        schedule: Any = None,
+    ) -> Self:
         """One more phase, after those before.
 
         Args:
@@ -90,7 +121,12 @@ class FineTuner(Plan):
             train: The layers that train. All others are frozen: their weights stay, their BatchNorm keeps its statistics, their
                 dropout is off.
             epochs: How many times it goes over the data, at most.
-            learning_rate: The optimizer's step size; None for the one the optimizer was given with (Adam's is 0.001).
+            learning_rate: The optimizer's step size; None for the one the optimizer was given with (Adam's is 0.001). Momenta and
+                second moments go on from the phase before for what goes on training.
+            layer_decay: Above 0, at most 1: the head trains at the full rate, each block of layers below at this times the rate
+                of the one above it. `describe` shows what comes of it.
+            schedule: The course of the rate over the phase: a `Schedule` or its name (`"cosine"`, `"one_cycle"` …), or a Keras
+                `LearningRateSchedule`, counted from the phase's first step.
         """
         problems = []
         if not isinstance(train, Layers):
@@ -99,11 +135,138 @@ class FineTuner(Plan):
             problems.append(f"epochs={epochs!r}; it must be a whole number above 0")
         if learning_rate is not None and not (isinstance(learning_rate, (int, float)) and 0 < learning_rate < float("inf")):
             problems.append(f"learning_rate={learning_rate!r}; it must be a number above 0")
+        if layer_decay is not None and not (_is_number(layer_decay) and 0 < layer_decay <= 1):
+            problems.append(f"layer_decay={layer_decay!r}; it must be a number above 0, at most 1")
         if any(step.positional[0] == name for step in steps_named(self, ["phase"])):
             problems.append(f"a second phase named {name!r}")
         if problems:
             raise PlanError(f"Planning the phase {name!r}.", found=problems)
-        return self._then("phase", name=name, train=train, epochs=epochs, learning_rate=learning_rate)
+        if isinstance(schedule, str):
+            schedule = Schedule.of(schedule)
+        elif schedule is not None and not isinstance(schedule, Schedule):
+            own = isinstance(schedule, (KerasObject, keras.optimizers.schedules.LearningRateSchedule))
+            if not own:
+                raise PlanError(
+                    f"Planning the phase {name!r}.",
+                    found=f"schedule={schedule!r}, which is neither a Schedule nor a Keras LearningRateSchedule",
+                    fix='give a name, schedule="cosine", or a value, schedule=Schedule.cosine(warmup=0.1)',
+                )
+            schedule = as_value(schedule)
+        return self._then(
+            "phase",
+            name=name,
+            train=train,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            layer_decay=layer_decay,
+            schedule=schedule,
+        )
+
+    def rate(self, layers: Layers, *, times: float) -> Self:
+        """A factor on the learning rate of some layers, in every phase that trains them; several multiply.
+
+        Args:
+            layers: Which.
+            times: The factor, 0 or more.
+        """
+        if not isinstance(layers, Layers) or not _is_number(times) or times < 0:
+            raise PlanError("Planning a rate for some layers.", found=f"{layers!r} and times={times!r}; layers and a number")
+        return self._then("rate", layers=layers, times=times)
+
+    def weight_decay(self, weight_decay: float) -> Self:
+        """Weight decay of the optimizer: not on biases, normalisation and embeddings, and at each layer's own rate.
+
+        Args:
+            weight_decay: The share of a weight that a step takes away, times the rate; 0 or more. An optimizer given with a
+                weight decay of its own has it without this.
+        """
+        if not _is_number(weight_decay) or weight_decay < 0:
+            raise PlanError("Planning weight decay.", found=f"{weight_decay!r}; it must be a number, at least 0")
+        return self._then("weight_decay", weight_decay=weight_decay)
+
+    def l2_sp(self, strength: float, *, head: float | None = None) -> Self:
+        """L2-SP: holds the weights to those that were loaded, and the head's to zero (Li, Grandvalet & Davoine, ICML 2018).
+
+        It goes into the gradients, not into the loss that is reported, and works with any optimizer and `train_step`.
+
+        Args:
+            strength: α of α/2 ‖w − w₀‖²; 0 or more.
+            head: β of β/2 ‖w‖² on the head; `strength` / 10 where nothing is said.
+        """
+        head = strength / 10 if head is None and _is_number(strength) else head
+        if not _is_number(strength) or not _is_number(head) or strength < 0 or (head or 0.0) < 0:
+            raise PlanError("Planning L2-SP.", found=f"strength={strength!r}, head={head!r}; they must be numbers, at least 0")
+        return self._then("l2_sp", strength=strength, head=head)
+
+    def label_smoothing(self, smoothing: float) -> Self:
+        """Takes a share of each label's weight and gives it to all classes alike, for labels of any kind.
+
+        Args:
+            smoothing: The share, from 0 to below 1.
+        """
+        if not _is_number(smoothing) or not 0 <= smoothing < 1:
+            raise PlanError("Planning label smoothing.", found=f"{smoothing!r}; it must be a number from 0 to below 1")
+        return self._then("label_smoothing", smoothing=smoothing)
+
+    def mixup(self, alpha: float = 0.2) -> Self:
+        """Trains on blends of pairs of rows and their labels (Zhang et al., ICLR 2018).
+
+        Args:
+            alpha: Of the Beta distribution of the blend; above 0.
+        """
+        return self._mixing("mixup", alpha)
+
+    def cutmix(self, alpha: float = 1.0) -> Self:
+        """Trains on images with a part of another pasted in, labels in proportion (Yun et al., ICCV 2019).
+
+        Args:
+            alpha: Of the Beta distribution of the part's size; above 0.
+        """
+        return self._mixing("cutmix", alpha)
+
+    def _mixing(self, kind: str, alpha: float) -> Self:
+        problems = []
+        if not _is_number(alpha) or not alpha > 0:
+            problems.append(f"alpha={alpha!r}; it must be a number above 0")
+        if steps_named(self, ["cutmix" if kind == "mixup" else "mixup"]):
+            problems.append("mixup and cutmix in one plan; it can hold one of them")
+        if problems:
+            raise PlanError(f"Planning {kind}.", found=problems)
+        return self._then(kind, alpha=alpha)
+
+    def ema(self, momentum: float = 0.999) -> Self:
+        """Validates, and ends each phase, with a moving average of the weights.
+
+        Args:
+            momentum: How much of the average a step keeps, from 0 to below 1; less in the first steps, so that a short phase
+                isn't averaged with its own beginning.
+        """
+        if not _is_number(momentum) or not 0 <= momentum < 1:
+            raise PlanError("Planning a moving average.", found=f"momentum={momentum!r}; it must be a number from 0 to below 1")
+        return self._averaged("ema", momentum=momentum)
+
+    def swa(self, last: float = 0.25) -> Self:
+        """Ends each phase with the mean of the weights at the ends of its last epochs (Izmailov et al., UAI 2018).
+
+        BatchNorm layers that train get the statistics of the training data anew.
+
+        Args:
+            last: The share of the phase's epochs that counts, above 0, at most 1.
+        """
+        if not _is_number(last) or not 0 < last <= 1:
+            raise PlanError("Planning an average of weights.", found=f"last={last!r}; it must be a number above 0, at most 1")
+        if steps_named(self, ["early_stopping"]):
+            raise PlanError(
+                "Planning an average of weights.",
+                found="early stopping in the same plan, which ends a phase with the weights of one epoch",
+                fix="use .ema(), which early stopping can judge",
+            )
+        return self._averaged("swa", last=last)
+
+    def _averaged(self, name: str, **arguments: Any) -> Self:
+        if steps_named(self, ["swa" if name == "ema" else "ema"]):
+            raise PlanError("Planning an average of weights.", found="ema and swa in one plan; it can hold one of them")
+        return self._then(name, **arguments)
 
     def optimizer(self, optimizer: Any) -> Self:
         """Which optimizer makes the steps, Adam where nothing is said.
@@ -181,7 +344,7 @@ class FineTuner(Plan):
         for step in steps_named(self, ["phase"]):
             (name,) = step.positional
             settings = step.arguments
-            found.append(Phase(name, settings["train"], settings["epochs"], settings.get("learning_rate")))
+            found.append(Phase(name, **{"learning_rate": None, **settings}))
         return tuple(found) or (Phase("all", Layers.all(), 10, None),)
 
     def _last(self, name: str) -> dict[str, Any] | None:
@@ -203,7 +366,8 @@ class FineTuner(Plan):
             ModelError: when a phase selects layers the model hasn't got, or nothing that could train.
         """
         heads_of(model)
-        plans = tuple(resolve(model, phase, batch_norm=self._policy()) for phase in self.phases())
+        rates = tuple((layers, factor) for layers, factor in (self._bound(step).values() for step in steps_named(self, ["rate"])))
+        plans = tuple(resolve(model, phase, batch_norm=self._policy(), rates=rates) for phase in self.phases())
         idle = [plan.phase.name for plan in plans if plan.trained_parameters == 0]
         if idle:
             raise ModelError(
@@ -218,9 +382,22 @@ class FineTuner(Plan):
         chosen = self._last("optimizer")
         value = chosen["optimizer"] if chosen else "adam"
         optimizer = value.fresh() if isinstance(value, KerasObject) else keras.optimizers.get(value)
-        if learning_rate is None:
-            return optimizer
-        return type(optimizer).from_config({**optimizer.get_config(), "learning_rate": learning_rate})
+        decay = self._last("weight_decay")
+        changes = {"learning_rate": learning_rate} if learning_rate is not None else {}
+        changes |= {"weight_decay": decay["weight_decay"]} if decay else {}
+        return type(optimizer).from_config({**optimizer.get_config(), **changes}) if changes else optimizer
+
+    def _settings(self) -> Settings:
+        """What the plan says of how its phases train."""
+        of = {name: self._last(name) or {} for name in ("l2_sp", "weight_decay", "label_smoothing", "ema", "swa")}
+        mixing = steps_named(self, ["mixup", "cutmix"])
+        return Settings(
+            l2_sp=tuple(of["l2_sp"].values()) if of["l2_sp"] else None,
+            smoothing=of["label_smoothing"].get("smoothing", 0.0),
+            mixing=(mixing[-1].name, self._bound(mixing[-1])["alpha"]) if mixing else None,
+            average=of["ema"].get("momentum"),
+            swa=of["swa"].get("last"),
+        )
 
     def _make_callbacks(self) -> list[Any]:
         chosen = self._last("early_stopping")
@@ -263,6 +440,7 @@ class FineTuner(Plan):
         validation_steps: int | None = None,
         seed: int | None = None,
         placement: Placement | None = None,
+        tensorboard: str | os.PathLike[str] | None = None,
         verbose: Any = "auto",
     ) -> Run:
         """Trains the model by the plan. Changes its weights, its `trainable` flags and what it is compiled with, and nothing
@@ -281,7 +459,8 @@ class FineTuner(Plan):
             seed: Fixes the order of the rows, dropout and augmentation, and Keras's global random state with them. Without one
                 it is drawn, and stands in the result.
             placement: Where it runs; where the model is without one.
-            verbose: As for Keras's `fit`.
+            tensorboard: A folder for TensorBoard's files: loss, metrics and learning rate of all phases over one axis of steps.
+            verbose: As for Keras's `fit`; with 2 a line for each epoch with its phase, rate and the time left.
 
         Returns:
             A `Run`.
@@ -305,13 +484,18 @@ class FineTuner(Plan):
             check_inputs(val_batch, model, heads, name="validation data")
         self._check_monitor(validation_data)
         objective = self._objective(model, batch.y)
+        settings = self._settings()
+        settings.check(self._make_optimizer(None), description.phases)
+        targets = settings.targets(objective, heads, class_weight=class_weight)
         job = Job(
             data=data,
             validation=validation_data,
             objective=objective,
             make_optimizer=self._make_optimizer,
             make_callbacks=self._make_callbacks,
-            callbacks=list(callbacks),
+            settings=settings,
+            targets=targets,
+            callbacks=[*callbacks, *([TensorBoardLogs(tensorboard)] if tensorboard is not None else [])],
             batch_size=batch_size,
             seed=seed,
             class_weight=dict(class_weight) if class_weight is not None else None,
@@ -332,7 +516,7 @@ class FineTuner(Plan):
             phases=tuple(records),
             seed=seed,
             placement=placement.describe() if placement else "",
-            notes=(f"Loss: {objective.reason}.",),
+            notes=(f"Loss: {objective.reason}.", *_notes(history, heads, objective, description, records)),
         )
 
     def _check_monitor(self, validation: Any) -> None:
@@ -343,6 +527,23 @@ class FineTuner(Plan):
                 found="no validation data to measure it on",
                 fix="fit(…, validation_data=0.1) sets a tenth of the rows apart",
             )
+
+
+def _notes(
+    history: Mapping[str, Sequence[float]],
+    heads: Sequence[Any],
+    objective: Objective,
+    description: Description,
+    records: Sequence[PhaseRecord],
+) -> list[str]:
+    """What the user should know before trusting the run."""
+    one = len(heads) == 1 and not isinstance(objective.loss, (dict, list, tuple)) and bool(heads[0].shape)
+    chance = worse_than_chance(history, heads[0].shape[-1] if one else None)
+    return [*([chance] if chance else []), *unsettled(description.phases, records)]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_arguments(*, batch_size: int, seed: int) -> None:
