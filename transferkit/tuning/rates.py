@@ -21,7 +21,7 @@ __all__ = ["blocks_of", "multipliers_of"]
 
 _BLOCK = re.compile(r"(.*?(?:block|stage|layer)_?\d+[a-z]?)(?:_|$)")
 _NUMBERED = re.compile(r"([a-z]+)(?:_[a-z]+)+_(\d+)$")
-_SUFFIX = re.compile(r"_(?:bn|relu|pad|norm|gn|activation)$")
+_SUFFIX = re.compile(r"_(?:bn|relu|pad|norm|gn|activation|expand|depthwise|project)$")
 _NORMALISATIONS = tuple(
     getattr(keras.layers, name)
     for name in ("BatchNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization", "UnitNormalization")
