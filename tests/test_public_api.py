@@ -26,6 +26,10 @@ PUBLIC = [
     "__version__",
     "cross_validate",
     "errors",
+    "explain_model",
+    "inspect_weights",
+    "open_model",
+    "save_weights",
 ]
 
 

@@ -14,6 +14,8 @@ from transferkit import errors
 
 if TYPE_CHECKING:
     from transferkit.building.builder import ModelBuilder as ModelBuilder
+    from transferkit.building.opening import explain_model as explain_model
+    from transferkit.building.opening import open_model as open_model
     from transferkit.data import Data as Data
     from transferkit.evaluation.evaluator import Evaluator as Evaluator
     from transferkit.placement import Placement as Placement
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
     from transferkit.tuning.layers import Layers as Layers
     from transferkit.tuning.run import Run as Run
     from transferkit.tuning.tuner import FineTuner as FineTuner
+    from transferkit.weights.inspection import inspect_weights as inspect_weights
     from transferkit.weights.loader import WeightLoader as WeightLoader
+    from transferkit.weights.saving import save_weights as save_weights
 
 __all__ = [
     "Data",
@@ -37,6 +41,10 @@ __all__ = [
     "__version__",
     "cross_validate",
     "errors",
+    "explain_model",
+    "inspect_weights",
+    "open_model",
+    "save_weights",
 ]
 
 __version__ = "0.1.0"
@@ -53,6 +61,10 @@ _HOMES: Final[dict[str, str]] = {
     "Run": "transferkit.tuning.run",
     "WeightLoader": "transferkit.weights.loader",
     "cross_validate": "transferkit.selection.cross_validation",
+    "explain_model": "transferkit.building.opening",
+    "inspect_weights": "transferkit.weights.inspection",
+    "open_model": "transferkit.building.opening",
+    "save_weights": "transferkit.weights.saving",
 }
 
 
