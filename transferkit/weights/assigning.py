@@ -18,11 +18,11 @@ import numpy as np
 
 from transferkit._keras import tf
 
-__all__ = ["Assignment", "assign_all"]
+__all__ = ["THREADS", "Assignment", "assign_all"]
 
 _ALIGNMENT = 64  # of Eigen's vectors; TensorFlow copies what is aligned to less
 _KEPT = 64 << 20
-_THREADS = min(4, os.cpu_count() or 1)
+THREADS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def assign_all(items: Sequence[Assignment]) -> None:
     old = [(item, np.array(item.variable)) for item in items] if total <= _KEPT else []
     try:
         # In threads of their own an interrupt from the keyboard doesn't stop the work half-way.
-        with ThreadPoolExecutor(_THREADS) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             for done in [pool.submit(_put, item) for item in items]:
                 done.result()
     except BaseException:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +15,9 @@ import numpy as np
 
 from transferkit.errors import shorten
 from transferkit.weights.adapters import Channels, Classes, Positions, Settings, Vocabulary, adaptation
-from transferkit.weights.assigning import Assignment, assign_all
+from transferkit.weights.assigning import THREADS, Assignment, assign_all
 from transferkit.weights.differences import differences, torch_notes
-from transferkit.weights.digest import digest_of
+from transferkit.weights.digest import examined
 from transferkit.weights.matching import FileArray, Match, ModelVariable, Pair, Rules, match
 from transferkit.weights.names import kind_of
 from transferkit.weights.readers import Archive
@@ -123,23 +124,14 @@ class Staged:
         problems = unclear or list(self.found.problems)
         rules = ['.layout("torch")'] if unclear else list(self.found.rules)
         pairs = {pair.target: pair for pair in self.found.pairs}
-        tensors = []
-        for slot in self.slots.values():
-            if slot.name in pairs:
-                tensor = self._checked(slot, pairs[slot.name])
-                if not tensor.arrives and not unclear:
-                    problems.append(f"{slot.name!r}: {tensor.why}")
-            else:
-                skipped = self.found.skipped.get(slot.name)
-                tensor = LoadedTensor(
-                    name=slot.name,
-                    layer=slot.layer,
-                    shape=slot.info.shape,
-                    dtype=slot.dtype.name,
-                    status="skipped" if skipped else "missing",
-                    why=skipped or self.found.missing[slot.name],
-                )
-            tensors.append(tensor)
+        with ThreadPoolExecutor(THREADS) as pool:
+            begun = [
+                self._checked(slot, pairs[slot.name], pool) if slot.name in pairs else self._left(slot)
+                for slot in self.slots.values()
+            ]
+            tensors = [finish() for finish in begun]
+        if not unclear:
+            problems += [f"{t.name!r}: {t.why}" for t in tensors if t.status == "misfit"]
         for twin in self.found.twins:
             first = pairs[twin.target].source
             if not np.array_equal(self.archive.read(first), self.archive.read(twin.source)):
@@ -172,6 +164,18 @@ class Staged:
         )
         return self._covered(report)
 
+    def _left(self, slot: Slot) -> Callable[[], LoadedTensor]:
+        skipped = self.found.skipped.get(slot.name)
+        told = LoadedTensor(
+            name=slot.name,
+            layer=slot.layer,
+            shape=slot.info.shape,
+            dtype=slot.dtype.name,
+            status="skipped" if skipped else "missing",
+            why=skipped or self.found.missing[slot.name],
+        )
+        return lambda: told
+
     def _covered(self, report: LoadReport) -> LoadReport:
         problems = list(report.problems)
         wanted = self.wishes.min_coverage
@@ -181,48 +185,59 @@ class Staged:
             problems.append("nothing would be loaded")
         return LoadReport(**{**vars(report), "problems": tuple(problems), "applied": report.applied and not problems})
 
-    def _checked(self, slot: Slot, pair: Pair) -> LoadedTensor:
+    def _checked(self, slot: Slot, pair: Pair, pool: ThreadPoolExecutor) -> Callable[[], LoadedTensor]:
+        """Begins to check what a variable would get; what is returned waits for the outcome."""
         info = self.archive.arrays[pair.source]
         how = adaptation(self.sources[pair.source], slot.info, self.settings)
-        why, status, digest = "", "misfit", ""
         named = f"the file's {pair.source!r}"
-        if how is None:
-            why = f"{named} has the shape {info.shape}, the variable {slot.info.shape}{self._hint(slot, info.shape)}"
-        elif how.problem:
-            why = how.problem
-        elif (problem := dtype_problem(info.dtype, slot.dtype)) and not (
-            "integers" in self.wishes.permits and info.dtype.kind in "iub" and slot.dtype.kind == "f"
-        ):
-            why = f"{named} has {problem}"
-        else:
-            array = self.archive.read(pair.source)
-            if array.shape != info.shape or array.dtype != info.dtype:
-                why = f"{named} was announced as {info.dtype.name} {info.shape} and holds {array.dtype.name} {array.shape}"
-            elif bad := self._bad(array, slot):
-                why = f"{named} has {bad}"
-            else:
-                array = how.apply(array, lambda: np.array(slot.variable))
-                status, why = ("adapted", how.text) if how.text else ("loaded", "")
-                if lossy_cast(info.dtype, slot.dtype):
-                    status, why = "adapted", "; ".join(w for w in (why, f"{info.dtype.name} → {slot.dtype.name}") if w)
-                digest = digest_of(array.astype(slot.dtype, copy=False))
-                self.staged.append(Assignment(slot.variable, _constant(array), slot.dtype, slot.size * slot.dtype.itemsize))
-        return LoadedTensor(
+        told = LoadedTensor(
             name=slot.name,
             layer=slot.layer,
             shape=slot.info.shape,
             dtype=slot.dtype.name,
-            status=status,
+            status="misfit",
             source=pair.source,
             source_shape=info.shape,
             source_dtype=info.dtype.name,
             how=pair.how,
-            why=why,
-            digest=digest,
         )
 
-    def _bad(self, array: np.ndarray[Any, Any], slot: Slot) -> str:
-        return "" if "nonfinite" in self.wishes.permits else bad_values(array, slot.dtype, variable=slot.info.variable)
+        def misfit(why: str) -> Callable[[], LoadedTensor]:
+            return lambda: dataclasses.replace(told, why=why)
+
+        if how is None:
+            return misfit(f"{named} has the shape {info.shape}, the variable {slot.info.shape}{self._hint(slot, info.shape)}")
+        if how.problem:
+            return misfit(how.problem)
+        whole = "integers" in self.wishes.permits and info.dtype.kind in "iub" and slot.dtype.kind == "f"
+        if (problem := dtype_problem(info.dtype, slot.dtype)) and not whole:
+            return misfit(f"{named} has {problem}")
+        # Reading stays in this thread: the library behind a compressed array may not take two at a time.
+        array = self.archive.read(pair.source)
+        if array.shape != info.shape or array.dtype != info.dtype:
+            return misfit(f"{named} was announced as {info.dtype.name} {info.shape}, it holds {array.dtype.name} {array.shape}")
+        cast = f"{info.dtype.name} → {slot.dtype.name}" if lossy_cast(info.dtype, slot.dtype) else ""
+        why = "; ".join(word for word in (how.text, cast) if word)
+        adapted = how.apply(array, lambda: np.array(slot.variable))
+        self.staged.append(Assignment(slot.variable, _constant(adapted), slot.dtype, slot.size * slot.dtype.itemsize))
+        outcome = pool.submit(self._examined, array, adapted, slot)
+
+        def finished() -> LoadedTensor:
+            bad, digest = outcome.result()
+            if bad:
+                return dataclasses.replace(told, why=f"{named} has {bad}")
+            return dataclasses.replace(told, status="adapted" if why else "loaded", why=why, digest=digest)
+
+        return finished
+
+    def _examined(self, array: np.ndarray[Any, Any], adapted: np.ndarray[Any, Any], slot: Slot) -> tuple[str, str]:
+        """What is wrong with the values, and the digest of what the variable would hold."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            digest, finite = examined(adapted.astype(slot.dtype, copy=False))
+        if "nonfinite" in self.wishes.permits:
+            return "", digest
+        known = finite and adapted is array and array.dtype == slot.dtype
+        return bad_values(array, slot.dtype, variable=slot.info.variable, finite=known), digest
 
     def _hint(self, slot: Slot, shape: tuple[int, ...]) -> str:
         """The rule that would make an array of another shape fit, as words behind the shapes."""

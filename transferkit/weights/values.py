@@ -37,27 +37,19 @@ def lossy_cast(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
 
 def is_finite(array: np.ndarray[Any, Any]) -> bool:
     """Whether no value is NaN or infinite."""
-    if not _is_float(array.dtype) or not array.size:
-        return True
-    if array.dtype in (np.float32, np.float64) and array.flags.c_contiguous:
-        # A product with itself is finite only if every factor is; it runs at the speed of memory. Large finite values overflow
-        # it, and are looked at again one by one.
-        flat = array.reshape(-1)
-        with np.errstate(over="ignore", invalid="ignore"):
-            if np.isfinite(np.dot(flat, flat)):
-                return True
-    return bool(np.isfinite(array).all())
+    return not _is_float(array.dtype) or bool(np.isfinite(array).all())
 
 
-def bad_values(array: np.ndarray[Any, Any], dtype: np.dtype[Any], *, variable: str) -> str:
+def bad_values(array: np.ndarray[Any, Any], dtype: np.dtype[Any], *, variable: str, finite: bool = False) -> str:
     """Why the values can't be the variable's; empty when they can.
 
     Args:
         array: The values as they would be loaded, before the change of dtype.
         dtype: The variable's dtype.
         variable: Its name within its layer.
+        finite: Whether the values are known to be finite.
     """
-    if not is_finite(array):
+    if not finite and not is_finite(array):
         bad = ~np.isfinite(array)
         nan = int(np.isnan(array).sum())
         first = tuple(int(i) for i in np.argwhere(bad)[0])

@@ -8,7 +8,7 @@ May import Keras.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,21 +68,30 @@ def leaf_layers_of(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield path, layer
 
 
-def _held(layer: Any) -> Iterator[Any]:
+def _held(layer: Any) -> list[Any]:
     """The layers a layer holds in its attributes."""
+    found: list[Any] = []
 
-    def inside(value: Any, depth: int) -> Iterator[Any]:
+    def inside(value: Any, depth: int) -> None:
         if isinstance(value, keras.Layer):
-            yield value
+            found.append(value)
         elif depth and isinstance(value, (list, tuple)):
             for item in value:
-                yield from inside(item, depth - 1)
-        elif depth and isinstance(value, Mapping):
+                inside(item, depth - 1)
+        elif depth and isinstance(value, dict):
             for item in value.values():
-                yield from inside(item, depth - 1)
+                inside(item, depth - 1)
 
     for value in list(vars(layer).values()):
-        yield from inside(value, 3)
+        if isinstance(value, (keras.Layer, list, tuple, dict)) and (value or isinstance(value, keras.Layer)):
+            inside(value, 3)
+    return found
+
+
+def _all_its_own(layer: Any) -> bool:
+    """Whether every variable's path says the layer made it itself, so that no layer inside it need be looked for."""
+    path = getattr(layer, "path", None)
+    return path is not None and all(variable.path == f"{path}/{variable.name}" for variable in layer.weights)
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,8 @@ def _owned(layer: Any, inside: str, found: dict[int, _Owned], seen: set[int]) ->
     seen.add(id(layer))
     own = {id(variable) for variable in layer.weights}
     used: dict[str, int] = {}
-    for held in {id(held): held for held in _held(layer)}.values():
+    inner = [] if _all_its_own(layer) else _held(layer)
+    for held in {id(held): held for held in inner}.values():
         weights = {id(variable) for variable in held.weights}
         if not weights or not weights <= own or id(held) in seen:  # not its own but held by reference, or empty
             continue
@@ -174,7 +184,10 @@ def check_built(model: Any, *, asked: str, except_for: tuple[str, ...] = ()) -> 
         if id(layer) in seen:
             return
         seen.add(id(layer))
-        children = list(layer.layers) if isinstance(layer, keras.Model) else list(_held(layer))
+        if isinstance(layer, keras.Model):
+            children = list(layer.layers)
+        else:
+            children = [] if layer.weights and layer.built and _all_its_own(layer) else _held(layer)
         for child in children:
             where = f"{path}/{child.name}" if path else child.name
             if not child.built and not any(covers(pattern, where) or covers(pattern, f"{where}/*") for pattern in except_for):
