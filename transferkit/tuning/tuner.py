@@ -378,7 +378,8 @@ class FineTuner(Plan):
             )
         return Description(plans)
 
-    def _make_optimizer(self, learning_rate: float | None) -> Any:
+    def make_optimizer(self, learning_rate: float | None = None) -> Any:
+        """A fresh optimizer of the plan's, at that rate where one is given."""
         chosen = self._last("optimizer")
         value = chosen["optimizer"] if chosen else "adam"
         optimizer = value.fresh() if isinstance(value, KerasObject) else keras.optimizers.get(value)
@@ -413,7 +414,8 @@ class FineTuner(Plan):
             )
         ]
 
-    def _objective(self, model: Any, labels: Any) -> Any:
+    def objective(self, model: Any, labels: Any) -> Objective:
+        """Loss and metrics for a model and its labels, as `fit` settles them."""
         loss, metrics = self._last("loss"), self._last("metrics")
         chosen = [_fresh(item) for item in metrics["metrics"]] if metrics else None
         if chosen is not None and len(chosen) == 1 and isinstance(chosen[0], dict):
@@ -483,15 +485,15 @@ class FineTuner(Plan):
             val_batch, validation_data = first_rows(validation_data, name="validation data")
             check_inputs(val_batch, model, heads, name="validation data")
         self._check_monitor(validation_data)
-        objective = self._objective(model, batch.y)
+        objective = self.objective(model, batch.y)
         settings = self._settings()
-        settings.check(self._make_optimizer(None), description.phases)
+        settings.check(self.make_optimizer(None), description.phases)
         targets = settings.targets(objective, heads, class_weight=class_weight)
         job = Job(
             data=data,
             validation=validation_data,
             objective=objective,
-            make_optimizer=self._make_optimizer,
+            make_optimizer=self.make_optimizer,
             make_callbacks=self._make_callbacks,
             settings=settings,
             targets=targets,

@@ -1,0 +1,91 @@
+"""The finders: a sensible suggestion, a valley where there is one, and a model left exactly as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import transferkit as tk
+from transferkit import errors
+from transferkit.tuning.lr_finder import _valley, find_batch_size, find_learning_rate
+
+Array = Any
+
+
+def problem(rows: int = 128) -> tuple[Array, Array]:
+    random = np.random.default_rng(0)
+    y = random.integers(0, 3, rows)
+    return (random.normal(size=(rows, 6)) + 2 * y[:, None]).astype("float32"), y
+
+
+def network() -> Any:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(8, "relu", name="a"),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.Dropout(0.3),
+            keras.layers.Dense(3, name="head"),
+        ]
+    )
+    model.get_layer("a").trainable = False
+    return model
+
+
+def test_the_suggestion_is_a_rate_that_trains_and_far_from_those_that_do_not() -> None:
+    found = find_learning_rate(network(), problem(), tuner=tk.FineTuner().optimizer("sgd"), lowest=1e-5, highest=100, steps=60)
+    assert 3e-3 < found.suggestion < 3
+    assert len(found.rates) == len(found.losses)
+    assert found.losses[-1] > 1.2 * min(found.losses), "it went on until the loss rose"
+    assert f"Suggestion: {found.suggestion:.2g}" in str(found)
+
+
+def test_the_valley_is_two_thirds_into_the_longest_fall() -> None:
+    losses = [5.0, 5.1, 4.0, 3.9, 3.5, 3.0, 2.0, 2.5, 9.0]
+    rates = np.arange(9.0)
+    assert _valley(rates, losses) == 4.0  # the fall 5.1 … 2.0 runs from 1 to 6 (the first of equals), two thirds in is 4
+
+
+def test_the_model_is_left_exactly_as_it_was() -> None:
+    model = network()
+    x, y = problem()
+    model.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    model.fit(x, y, verbose=0)
+    optimizer, loss = model.optimizer, model.loss
+    before = [variable.numpy() for variable in [*model.variables, *optimizer.variables, *model.metrics_variables]]
+    flags = [layer.trainable for layer in model.layers]
+    history = model.history
+    find_learning_rate(model, (x, y), steps=20)
+    find_batch_size(model, (x, y), largest=4)
+    with pytest.raises(errors.DataError):
+        find_learning_rate(model, (x * np.float32("inf"), y), steps=20)
+    assert model.optimizer is optimizer
+    assert model.loss is loss
+    assert model.history is history
+    assert [layer.trainable for layer in model.layers] == flags
+    after = [variable.numpy() for variable in [*model.variables, *optimizer.variables, *model.metrics_variables]]
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    twin = network()
+    twin.set_weights(model.get_weights())
+    assert model.fit(x, y, verbose=0).history["loss"][0] < 10
+
+
+def test_a_phase_of_the_plan_is_tried_with_what_it_freezes() -> None:
+    tuner = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=1).phase("all", train=tk.Layers.all(), epochs=1)
+    assert find_learning_rate(network(), problem(), tuner=tuner, steps=10).phase == "head"
+    assert find_learning_rate(network(), problem(), tuner=tuner, phase="all", steps=10).phase == "all"
+    with pytest.raises(errors.PlanError, match="found: the phases 'head', 'all'"):
+        find_learning_rate(network(), problem(), tuner=tuner, phase="al", steps=10)
+
+
+def test_the_batch_grows_until_the_limit() -> None:
+    found = find_batch_size(network(), problem(8), limit=2**33, largest=16)
+    assert [size for size, _ in found.bytes_by_size] == [1, 2, 4, 8, 16]
+    assert found.best == 16
+    big = keras.Sequential([keras.Input((6,)), keras.layers.Dense(400_000), keras.layers.Dense(3)])
+    limited = find_batch_size(big, problem(8), limit=2**26, largest=4096)
+    assert limited.best < 4096

@@ -1,0 +1,351 @@
+"""Which learning rate, and how large a batch: short trials that leave the model exactly as it was.
+
+The range test is Smith's (WACV 2017): the rate rises exponentially over a few dozen steps while the loss is watched. The loss is
+smoothed as in Howard & Gugger's fastai (exponential mean, bias-corrected), and the test stops when it is four times its best.
+The suggestion is fastai's `valley`: the point two thirds into the longest stretch over which the smoothed loss falls.
+
+May import Keras and the floors below.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from transferkit._keras import keras, tf
+from transferkit._table import Table
+from transferkit.data import Batch, batches, is_arrays, row_count, rows_of
+from transferkit.errors import DataError, PlanError
+from transferkit.tuning.feeding import epoch_order
+from transferkit.tuning.phases import in_effect
+from transferkit.tuning.tuner import FineTuner
+
+__all__ = ["BatchSizes", "LearningRates", "find_batch_size", "find_learning_rate"]
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """What `find_learning_rate` saw.
+
+    Args:
+        rates: The rates tried, rising.
+        losses: The smoothed loss at each.
+        suggestion: A rate to train at.
+        steepest: The rate at which the loss fell fastest.
+        phase: The phase it is for.
+    """
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    suggestion: float
+    steepest: float
+    phase: str
+
+    def _table(self) -> Table:
+        step = max(1, len(self.rates) // 12)
+        rows = []
+        low, high = min(self.losses), max(self.losses)
+        for rate, loss in list(zip(self.rates, self.losses, strict=True))[::step]:
+            bar = "█" * round(30 * (loss - low) / (high - low)) if high > low else ""
+            rows.append((f"{rate:.2g}", f"{loss:.4g}", bar))
+        note = f"Suggestion: {self.suggestion:.2g} (the loss falls fastest at {self.steepest:.2g})."
+        return Table(
+            columns=(">rate", ">loss", ""), rows=rows, title=f"Learning rates for the phase {self.phase!r}", notes=(note,)
+        )
+
+    def __str__(self) -> str:
+        return str(self._table())
+
+    def _repr_html_(self) -> str:
+        return self._table().to_html()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The curve as lists, and the suggestion."""
+        return {
+            "rates": list(self.rates),
+            "losses": list(self.losses),
+            "suggestion": self.suggestion,
+            "steepest": self.steepest,
+            "phase": self.phase,
+        }
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """What `find_batch_size` saw.
+
+    Args:
+        bytes_by_size: Batch size → peak memory of a training step, in bytes.
+        best: The largest power of two that stays within the limit.
+        limit: The limit, in bytes.
+    """
+
+    bytes_by_size: tuple[tuple[int, int], ...]
+    best: int
+    limit: int
+
+    def __str__(self) -> str:
+        rows = [(str(size), f"{used / 2**20:,.0f}", "← fits" if size == self.best else "") for size, used in self.bytes_by_size]
+        return str(Table(columns=(">batch", ">MiB", ""), rows=rows, title=f"Limit {self.limit / 2**20:,.0f} MiB"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as plain lists and numbers."""
+        return {"bytes_by_size": [list(pair) for pair in self.bytes_by_size], "best": self.best, "limit": self.limit}
+
+
+@contextlib.contextmanager
+def _left_alone(model: Any) -> Iterator[None]:
+    """At the end of the block every variable, every `trainable` flag and what the model is compiled with are as before."""
+    kept = [(variable, variable.numpy()) for variable in model.variables]
+    flags = _flags(model)
+    try:
+        yield
+    finally:
+        for layer, trainable in flags:
+            layer.trainable = trainable
+        for variable, value in kept:
+            variable.assign(value)
+
+
+def _flags(model: Any) -> list[tuple[Any, bool]]:
+    """Each model and layer with its flag, outermost first: setting one sets all within, so the inner ones are set again after."""
+    found: list[tuple[Any, bool]] = []
+    waiting, seen = [model], set()
+    while waiting:
+        layer = waiting.pop(0)
+        if id(layer) not in seen:
+            seen.add(id(layer))
+            found.append((layer, bool(layer.trainable)))
+            waiting.extend(getattr(layer, "layers", []))
+    return found
+
+
+class _Steps:
+    """Training steps outside of `fit`, which leave what the model is compiled with untouched."""
+
+    def __init__(self, model: Any, loss: Any, loss_weights: Any, optimizer: Any) -> None:
+        self._model, self.optimizer = model, optimizer
+        self._losses = keras.tree.map_structure(keras.losses.get, loss)
+        self._weights = loss_weights
+        optimizer.build(model.trainable_variables)
+        self._run = tf.function(self._step, reduce_retracing=True)
+
+    def _total(self, y: Any, predictions: Any, sample_weight: Any) -> Any:
+        losses = self._losses
+        if isinstance(losses, dict):
+            names = list(losses)
+            given = (
+                predictions if isinstance(predictions, dict) else dict(zip(names, keras.tree.flatten(predictions), strict=True))
+            )
+            parts = {name: losses[name](y[name], given[name], sample_weight=sample_weight) for name in names}
+            weights = self._weights if isinstance(self._weights, dict) else {}
+            return sum(part * weights.get(name, 1.0) for name, part in parts.items())
+        if isinstance(losses, (list, tuple)):
+            factors = self._weights or [1.0] * len(losses)
+            pairs = zip(losses, y, keras.tree.flatten(predictions), factors, strict=True)
+            return sum(one(labels, given, sample_weight=sample_weight) * weight for one, labels, given, weight in pairs)
+        return losses(y, predictions, sample_weight=sample_weight)
+
+    def _step(self, x: Any, y: Any, sample_weight: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = self._total(y, self._model(x, training=True), sample_weight)
+            loss = loss + sum(self._model.losses, start=tf.constant(0.0, loss.dtype))
+            scaled = self.optimizer.scale_loss(loss)
+        variables = self._model.trainable_variables
+        self.optimizer.apply(tape.gradient(scaled, variables), variables)
+        return loss
+
+    def __call__(self, batch: Batch) -> float:
+        x, y, weight = (None if part is None else keras.tree.map_structure(tf.convert_to_tensor, part) for part in batch)
+        return float(self._run(x, y, weight))
+
+
+def _phase_of(tuner: FineTuner, model: Any, phase: str | None) -> Any:
+    plans = tuner.describe(model).phases
+    names = [plan.phase.name for plan in plans]
+    if phase is not None and phase not in names:
+        raise PlanError(f"Looking for the phase {phase!r} of a plan.", found=f"the phases {', '.join(map(repr, names))}")
+    return plans[0 if phase is None else names.index(phase)]
+
+
+def find_learning_rate(
+    model: Any,
+    data: Any,
+    *,
+    tuner: FineTuner | None = None,
+    phase: str | None = None,
+    lowest: float = 1e-6,
+    highest: float = 1.0,
+    steps: int = 80,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> LearningRates:
+    """Tries rising learning rates for a phase of a plan and suggests one. The model is left exactly as it was.
+
+    Weights, BatchNorm statistics, random states, `trainable` flags, optimizer and everything compiled are those of before.
+    Rates for single layers, penalties and mixing of the plan aren't used, its loss and optimizer are.
+
+    Args:
+        model: A built model.
+        data: Whatever `fit` takes; gone over as often as the steps need.
+        tuner: The plan; one that trains everything where none is given.
+        phase: A name of one of its phases; the first where none is given.
+        lowest: The first rate.
+        highest: The last rate, unless the loss diverges before.
+        steps: How many rates are tried.
+        batch_size: Rows in a batch of in-memory data.
+        seed: Fixes the order of in-memory rows, and dropout.
+
+    Raises:
+        DataError: when the loss is never finite.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        >>> x = np.random.default_rng(0).normal(size=(64, 3)).astype("float32")
+        >>> found = find_learning_rate(model, (x, x.sum(1, keepdims=True)), steps=40)
+        >>> 1e-6 < found.suggestion < 1
+        True
+    """
+    if not 0 < lowest < highest or steps < 5:
+        raise PlanError(
+            "Looking for a learning rate.",
+            found=f"lowest={lowest!r}, highest={highest!r}, steps={steps!r}; 0 < lowest < highest, 5 steps",
+        )
+    tuner = FineTuner() if tuner is None else tuner
+    plan = _phase_of(tuner, model, phase)
+    rates = np.geomspace(lowest, highest, steps)
+    losses: list[float] = []
+    mean = 0.0
+    source = _endless(data, batch_size=batch_size, seed=seed)
+    first = next(source)
+    objective = tuner.objective(model, first.y)
+    with _left_alone(model), in_effect(model, plan):
+        steps_of = _Steps(model, objective.loss, objective.loss_weights, tuner.make_optimizer(float(rates[0])))
+        for number, (rate, batch) in enumerate(zip(rates, itertools.chain([first], source), strict=False), start=1):
+            steps_of.optimizer.learning_rate = float(rate)
+            loss = steps_of(batch)
+            mean = 0.9 * mean + 0.1 * loss
+            smooth = mean / (1 - 0.9**number)
+            if not np.isfinite(smooth) or (number > 5 and smooth > 4 * min(losses)):
+                break
+            losses.append(smooth)
+    if len(losses) < 5:
+        raise DataError(
+            f"Looking for a learning rate for the phase {plan.phase.name!r}.",
+            found=f"a loss that isn't finite, or blows up, after {len(losses)} steps at rates from {lowest:.1e} on",
+            cause="inputs or labels far outside what the model takes, or weights that aren't finite",
+            fix="look at the data, or begin lower: lowest=1e-9",
+        )
+    tried = rates[: len(losses)]
+    return LearningRates(
+        rates=tuple(map(float, tried)),
+        losses=tuple(losses),
+        suggestion=_valley(tried, losses),
+        steepest=float(tried[int(np.argmin(np.gradient(losses)))]),
+        phase=plan.phase.name,
+    )
+
+
+def _valley(rates: Any, losses: Sequence[float]) -> float:
+    """The rate two thirds into the longest falling subsequence of the losses (for each end, the longest that ends there)."""
+    count = len(losses)
+    length, before = [1] * count, list(range(count))
+    for end in range(count):
+        for start in range(end):
+            if losses[start] > losses[end] and length[start] + 1 > length[end]:
+                length[end], before[end] = length[start] + 1, start
+    end = int(np.argmax(length))
+    begin = end
+    while before[begin] != begin:
+        begin = before[begin]
+    return float(rates[begin + (end - begin) * 2 // 3])
+
+
+def _endless(data: Any, *, batch_size: int, seed: int) -> Iterator[Batch]:
+    for epoch in itertools.count():
+        data_now = rows_of(tuple(data), epoch_order(row_count(data), seed=seed, epoch=epoch)) if is_arrays(data) else data
+        empty = True
+        for batch in batches(data_now, batch_size=batch_size):
+            empty = False
+            yield batch
+        if empty:
+            raise DataError("Reading data to try learning rates on.", found="no batch, or an iterator that can be read once only")
+
+
+def find_batch_size(
+    model: Any,
+    data: Any,
+    *,
+    tuner: FineTuner | None = None,
+    phase: str | None = None,
+    limit: int | None = None,
+    largest: int = 1024,
+) -> BatchSizes:
+    """Doubles the batch until a training step would pass a limit of memory. The model is left exactly as it was.
+
+    Measures the process's (or the GPU's) peak, so it sees only growth: call it before larger batches were trained.
+
+    Args:
+        model: A built model.
+        data: In-memory data, `(x, y)`; its rows are repeated for larger batches.
+        tuner: The plan; one that trains everything where none is given.
+        phase: A name of one of its phases; the last where none is given, for it usually trains most.
+        limit: Bytes that a step may add; half of what is free where nothing is said.
+        largest: No batch above this is tried.
+    """
+    if not is_arrays(data):
+        raise DataError("Looking for a batch size.", found=f"data of type {type(data).__name__}", fix="give some rows as (x, y)")
+    tuner = FineTuner() if tuner is None else tuner
+    plan = tuner.describe(model).phases[-1] if phase is None else _phase_of(tuner, model, phase)
+    limit = _free_bytes() // 2 if limit is None else limit
+    rows = row_count(data)
+    found: list[tuple[int, int]] = []
+    objective = tuner.objective(model, np.asarray(data[1]) if hasattr(data[1], "shape") else data[1])
+    with _left_alone(model), in_effect(model, plan):
+        base = _peak_bytes()
+        size = 1
+        while size <= largest:
+            batch = next(iter(batches(rows_of(tuple(data), np.arange(size) % rows), batch_size=size)))
+            try:
+                _Steps(model, objective.loss, objective.loss_weights, tuner.make_optimizer(0.0))(batch)
+            except tf.errors.ResourceExhaustedError:
+                break
+            used = max(_peak_bytes() - base, 0)
+            found.append((size, used))
+            # A step of twice the size takes about twice as much; it isn't tried where that would pass the limit.
+            if used * 2 > limit:
+                break
+            size *= 2
+    fitting = [size for size, used in found if used <= limit]
+    if not fitting:
+        raise DataError(
+            "Looking for a batch size.", found=f"that one row alone passes {limit:,} bytes", fix="give a larger limit="
+        )
+    return BatchSizes(tuple(found), fitting[-1], limit)
+
+
+def _peak_bytes() -> int:
+    devices = tf.config.list_logical_devices("GPU")
+    if devices:
+        return int(tf.config.experimental.get_memory_info(devices[0].name.removeprefix("/device:"))["peak"])
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _free_bytes() -> int:
+    with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024
+    return 4 * 2**30
