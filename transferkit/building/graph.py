@@ -8,9 +8,12 @@ May import Keras and the floors below.
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -284,6 +287,7 @@ class GraphModel(keras.Model):
         outputs: A structure of `Ref`s to give back.
         output_masks: The numbers of tensors whose masks to give after the outputs, which must then be flat.
         quiet: Indices into `calls` that run in inference mode whatever the caller says.
+        loud: Indices into `calls` that run in training mode whatever the caller says.
         specs: Of all tensors.
         order: The variables of the whole model, in its order; this model lists its own in the same.
     """
@@ -297,6 +301,7 @@ class GraphModel(keras.Model):
         outputs: Any,
         output_masks: Sequence[int] = (),
         quiet: frozenset[int] = frozenset(),
+        loud: frozenset[int] = frozenset(),
         specs: dict[int, Spec],
         order: Sequence[Any],
         input_structure: Any = None,
@@ -309,11 +314,12 @@ class GraphModel(keras.Model):
         # Gradients are clipped and summed in the order of the variables, so theirs is the whole model's order, to the bit.
         layers.sort(key=lambda layer: min((place.get(id(v), len(place)) for v in layer.variables), default=len(place)))
         self._graph_layers = layers
-        self._graph = (tuple(calls), tuple(inputs), tuple(masked), tuple(output_masks), quiet)
+        self._graph = (tuple(calls), tuple(inputs), tuple(masked), tuple(output_masks), quiet, loud)
         self._graph_outputs = _Opaque(outputs)
         self._graph_inputs = _Opaque(input_structure)
         self._graph_specs = _Opaque({number: specs[number] for number in inputs})
         self._last_use = _Opaque(_last_uses(calls, outputs, output_masks))
+        self._function = _Opaque(None)
         self._read_mask = ReadMask()
         self._attach_mask = AttachMask()
         self.built = True
@@ -322,7 +328,7 @@ class GraphModel(keras.Model):
         """Nothing to do: every layer was built with the model the graph comes from."""
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        calls, wanted, masked, output_masks, quiet = self._graph
+        calls, wanted, masked, output_masks, quiet, loud = self._graph
         flat = flat_inputs(inputs, self._graph_inputs.value, self._graph_specs.value)
         tensors: dict[int, Any] = {}
         for number, value in zip(wanted, flat[: len(wanted)], strict=True):
@@ -331,7 +337,8 @@ class GraphModel(keras.Model):
             tensors[number] = self._attach_mask([tensors[number], mask])
         drop = self._last_use.value
         for index, call in enumerate(calls):
-            outputs = run_call(call, tensors, training=False if index in quiet else training)
+            mode = False if index in quiet else True if index in loud else training
+            outputs = run_call(call, tensors, training=mode)
             tensors.update(zip(call.outputs, tf.nest.flatten(outputs), strict=True))
             for number in drop[index]:  # run eagerly, a long chain would hold every activation otherwise
                 tensors.pop(number, None)
@@ -340,6 +347,50 @@ class GraphModel(keras.Model):
             # The masks travel as tensors of their own, so those they sat on are given without them.
             return [*map(tf.identity, given), *(self._read_mask(tensors[number]) for number in output_masks)]
         return given[0] if isinstance(given, list) and len(given) == 1 else given
+
+    def as_function(self) -> Any:
+        """The model in inference mode as one graph; traced once for each size of batch, however often this is asked for."""
+        if self._function.value is None:
+            self._function.value = tf.function(lambda x: self(x, training=False), autograph=False)
+        return self._function.value
+
+    def digest(self) -> str | None:
+        """A digest of everything that decides what the model gives: layers, settings, wiring, weights and the code of the user's
+        layers. None when some of that code can't be read."""
+        calls, wanted, masked, output_masks, quiet, loud = self._graph
+        mark = hashlib.sha256(repr((wanted, masked, output_masks, sorted(quiet), sorted(loud))).encode())
+        for call in calls:
+            code = _code_of(call.operation)
+            if code is None:
+                return None
+            mark.update(code)
+            mark.update(repr((call.args, sorted(call.kwargs.items()), call.outputs, call.training, call.heard)).encode())
+        mark.update(repr(self._graph_outputs.value).encode())
+        for layer in self._graph_layers:
+            for variable in layer.variables:
+                value = np.ascontiguousarray(variable.numpy())
+                mark.update(f"{value.dtype.name}{value.shape}".encode())
+                mark.update(value.tobytes())
+        return mark.hexdigest()
+
+
+def _code_of(operation: Any) -> bytes | None:
+    """What an operation is and how it is set; for those that aren't Keras's own, the files of their classes too."""
+    if isinstance(operation, keras.layers.Lambda) or is_functional(operation):
+        return None  # a function may close over anything
+    parts = [f"{type(operation).__module__}.{type(operation).__qualname__}"]
+    for kind in type(operation).__mro__:
+        if kind.__module__.split(".")[0] in ("keras", "tensorflow", "builtins"):
+            continue
+        try:
+            parts.append(Path(inspect.getsourcefile(kind) or "").read_text())
+        except (OSError, TypeError, ValueError):
+            return None
+    try:
+        parts.append(json.dumps(operation.get_config(), sort_keys=True, default=repr))
+    except (NotImplementedError, TypeError, ValueError):
+        return None
+    return "\0".join(parts).encode()
 
 
 def flat_inputs(inputs: Any, structure: Any, specs: dict[int, Spec]) -> list[Any]:

@@ -1,0 +1,341 @@
+"""The feature cache: what `predict` gives, in the data's order, and never anything else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from transferkit.building.frontier import split
+from transferkit.errors import DataError, PlanError, StorageError
+from transferkit.tuning.feature_store import FeatureStore
+from transferkit.tuning.features import Features, compute, fingerprint
+
+
+def _model(width: int = 5) -> Any:
+    x = keras.Input((8, 8, 3))
+    a = layers.Conv2D(width, 3, activation="relu", name="a")(x)
+    b = layers.GlobalAveragePooling2D(name="pool")(a)
+    model = keras.Model(x, layers.Dense(2, name="head")(b))
+    model.get_layer("a").trainable = False
+    return model
+
+
+def _rows(count: int, seed: int = 0) -> tuple[Any, Any]:
+    random = np.random.default_rng(seed)
+    return random.normal(size=(count, 8, 8, 3)).astype("float32"), random.integers(0, 2, count)
+
+
+def _expected(model: Any, x: Any) -> Any:
+    return keras.Model(model.input, model.get_layer("pool").output).predict(x, batch_size=32, verbose=0)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_features_are_what_predict_gives_to_the_bit(threads: int) -> None:
+    model, (x, y) = _model(), _rows(77)
+    made = compute(split(model).prefix, (x, y), batch_size=32, threads=threads)
+    assert np.array_equal(made.arrays[0], _expected(model, x))
+    assert made.y is y
+    assert (made.rows, made.views, made.where, made.reused) == (77, 1, "memory", False)
+    assert made.nbytes == 77 * 5 * 4
+    assert str(made).startswith("77 rows computed in ")
+    assert np.array_equal(made.tensors()[0], made.arrays[0])
+
+
+def test_tensors_share_the_memory() -> None:
+    made = compute(split(_model()).prefix, _rows(40))
+    (tensor,) = made.tensors()
+    made.arrays[0][3, 2] = 123.0
+    assert tensor[3, 2] == 123.0
+
+
+@pytest.mark.parametrize("kind", ["dataset", "sequence"])
+def test_data_in_batches_keeps_its_rows_with_their_labels(kind: str) -> None:
+    model, (x, y) = _model(), _rows(77)
+    weights = np.linspace(0, 1, 77).astype("float32")
+    dataset = tf.data.Dataset.from_tensor_slices((x, y, weights)).batch(10)
+    data: Any = dataset if kind == "dataset" else _Sequence(x, y, weights)
+    made = compute(split(model).prefix, data)
+    assert np.array_equal(made.arrays[0], _expected(model, x))
+    assert np.array_equal(made.y, y)
+    assert np.array_equal(made.sample_weight, weights)
+    assert made.where == "a temporary folder"
+
+
+class _Sequence(keras.utils.PyDataset):
+    def __init__(self, *parts: Any) -> None:
+        super().__init__()
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Any:
+        return tuple(part[10 * index : 10 * index + 10] for part in self.parts)
+
+
+def test_a_shuffled_data_set_keeps_each_label_beside_its_row() -> None:
+    model, (x, y) = _model(), _rows(77)
+    dataset = tf.data.Dataset.from_tensor_slices((x, np.arange(77))).shuffle(77, seed=1).batch(10)
+    made = compute(split(model).prefix, dataset)
+    assert not np.array_equal(made.y, np.arange(77))
+    assert np.array_equal(made.arrays[0], _expected(model, x)[made.y])
+    del y
+
+
+def test_augmentation_in_the_data_is_an_error_rather_than_lost() -> None:
+    x, y = _rows(77)
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(10)
+
+    def noisy(a: Any) -> Any:
+        return a + np.random.normal(size=a.shape).astype("float32")
+
+    dataset = dataset.map(lambda a, b: (tf.ensure_shape(tf.numpy_function(noisy, [a], tf.float32), (None, 8, 8, 3)), b))
+    with pytest.raises(DataError) as caught:
+        compute(split(_model()).prefix, dataset)
+    assert str(caught.value) == (
+        "Computing the frozen part of a model once for every row.\n"
+        "  found: rows that are different when the data is gone over a second time\n"
+        "  likely cause: the data is augmented or drawn at random while it is read, so one pass isn't what the other epochs see\n"
+        "  to fix it: .cache(False), or put the augmentation into the model or the plan, where it isn't lost"
+    )
+
+
+def test_too_much_for_memory_goes_to_a_disk_and_is_removed_with_the_features() -> None:
+    model, (x, y) = _model(), _rows(77)
+    made = compute(split(model).prefix, (x, y), memory_limit=100)
+    assert made.where == "a temporary folder"
+    assert np.array_equal(made.arrays[0], _expected(model, x))
+    folder = Path(made._keeps.path)
+    assert folder.is_dir()
+    del made
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float16", 2**-11), ("bfloat16", 2**-8)])
+def test_smaller_dtypes_state_what_they_change(dtype: str, most: float) -> None:
+    model, (x, y) = _model(), _rows(77)
+    made = compute(split(model).prefix, (x, y), dtype=dtype)
+    exact = _expected(model, x)
+    change = np.abs(made.arrays[0].astype("float32") - exact).max()
+    assert 0 < change <= made.rounding * np.abs(exact).max() * 1.001
+    assert made.rounding <= most
+    assert np.array_equal(tf.cast(made.tensors()[0], tf.float32), made.arrays[0].astype("float32"))
+    assert "values rounded by up to" in str(made)
+
+
+def test_an_unknown_dtype_is_refused() -> None:
+    with pytest.raises(PlanError) as caught:
+        compute(split(_model()).prefix, _rows(3), dtype="int8")
+    assert str(caught.value) == (
+        "Computing features.\n  found: dtype='int8'\n  to fix it: one of 'float32', 'float16', 'bfloat16'"
+    )
+
+
+def test_features_are_found_again_by_content(tmp_path: Path) -> None:
+    model, (x, y) = _model(), _rows(77)
+    prefix = split(model).prefix
+    first = compute(prefix, (x, y), folder=tmp_path)
+    again = compute(split(model).prefix, (x.copy(), y), folder=tmp_path)
+    assert (first.reused, again.reused) == (False, True)
+    assert np.array_equal(first.arrays[0], again.arrays[0])
+    assert np.array_equal(again.arrays[0], _expected(model, x))
+    assert np.array_equal(again.tensors()[0], first.arrays[0])
+    # The same rows in other batches are the same rows.
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(10)
+    assert compute(prefix, dataset, folder=tmp_path).reused
+
+
+def _other_weights(model: Any, x: Any) -> tuple[Any, Any]:
+    kernel = model.get_layer("a").kernel
+    kernel.assign(kernel + 1e-6)
+    return model, x
+
+
+def _other_row(model: Any, x: Any) -> tuple[Any, Any]:
+    x = x.copy()
+    x[-1, 0, 0, 0] += 1e-6
+    return model, x
+
+
+def _other_order(model: Any, x: Any) -> tuple[Any, Any]:
+    return model, x[::-1].copy()
+
+
+def _other_setting(model: Any, x: Any) -> tuple[Any, Any]:
+    model.get_layer("a").activation = keras.activations.tanh
+    return model, x
+
+
+@pytest.mark.parametrize("change", [_other_weights, _other_row, _other_order, _other_setting])
+def test_any_change_of_content_is_computed_anew(change: Any, tmp_path: Path) -> None:
+    model, (x, y) = _model(), _rows(77)
+    compute(split(model).prefix, (x, y), folder=tmp_path)
+    model, x = change(model, x)
+    made = compute(split(model).prefix, (x, y), folder=tmp_path)
+    assert not made.reused
+    assert np.array_equal(made.arrays[0], _expected(model, x))
+
+
+def test_the_note_is_part_of_the_key(tmp_path: Path) -> None:
+    prefix, data = split(_model()).prefix, _rows(20)
+    compute(prefix, data, folder=tmp_path, note="caffe")
+    assert not compute(prefix, data, folder=tmp_path, note="torch").reused
+    assert compute(prefix, data, folder=tmp_path, note="torch").reused
+
+
+def test_a_function_of_the_users_is_never_kept_on_disk(tmp_path: Path) -> None:
+    x = keras.Input((8, 8, 3))
+    a = layers.Conv2D(2, 3, name="a")(layers.Lambda(lambda t: t * 2.0)(x))
+    model = keras.Model(x, layers.Dense(2)(layers.Flatten()(a)))
+    model.get_layer("a").trainable = False
+    prefix = split(model).prefix
+    assert prefix.digest() is None
+    for _ in range(2):
+        made = compute(prefix, _rows(20), folder=tmp_path)
+        assert (made.where, made.reused) == ("memory", False)
+
+
+def _damaged(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "bit":
+        content[len(content) // 2] ^= 1
+    elif how == "cut":
+        del content[-7:]
+    elif how == "longer":
+        content += b"\0"
+    path.write_bytes(bytes(content)) if how != "gone" else path.unlink()
+
+
+@pytest.mark.parametrize("how", ["bit", "cut", "longer", "gone"])
+@pytest.mark.parametrize("which", ["0.bin", "manifest.json"])
+def test_a_damaged_entry_is_computed_anew(which: str, how: str, tmp_path: Path) -> None:
+    model, (x, y) = _model(), _rows(77)
+    compute(split(model).prefix, (x, y), folder=tmp_path)
+    (entry,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    _damaged(entry / which, how)
+    made = compute(split(model).prefix, (x, y), folder=tmp_path)
+    assert np.array_equal(made.arrays[0], _expected(model, x))
+    # A manifest that is longer by a zero or has another bit may still say the same; what it says is checked.
+    assert not made.reused or which == "manifest.json"
+    assert compute(split(model).prefix, (x, y), folder=tmp_path).reused
+
+
+def test_what_a_dead_writer_left_is_removed(tmp_path: Path) -> None:
+    code = f"""
+        import os
+        from transferkit.tuning.feature_store import FeatureStore
+        import numpy as np
+        store = FeatureStore({str(tmp_path)!r})
+        with store.writer(1) as writer:
+            writer.append([np.ones(1000)])
+            os.kill(os.getpid(), 9)
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env={**os.environ, "PYTHONPATH": os.getcwd()}, check=False
+    )
+    assert ended.returncode == -9
+    assert len(list(tmp_path.glob(".tmp-*"))) == 1
+    store = FeatureStore(tmp_path)
+    assert not list(tmp_path.glob(".tmp-*"))
+    with store.writer(1) as writer:  # one that lives is left alone
+        FeatureStore(tmp_path)
+        assert writer.folder.is_dir()
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_writers_that_fail_leave_nothing(tmp_path: Path) -> None:
+    def data() -> Iterator[Any]:
+        yield _rows(20)
+        raise RuntimeError("the disk with the photos went away")
+
+    dataset = tf.data.Dataset.from_generator(
+        data, output_signature=(tf.TensorSpec((None, 8, 8, 3), tf.float32), tf.TensorSpec((None,), tf.int64))
+    )
+    with pytest.raises(tf.errors.OpError):
+        compute(split(_model()).prefix, dataset, folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="rights of POSIX")
+def test_a_folder_that_everyone_may_write_to_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(StorageError) as caught:
+        compute(split(_model()).prefix, _rows(3), folder=folder)
+    assert str(caught.value) == (
+        f"Keeping features in {str(folder)!r}.\n"
+        "  found: everyone may write to it\n"
+        "  likely cause: whoever can write there can change what the model is trained on\n"
+        "  to fix it: name a folder of your own, or take the right away: chmod o-w"
+    )
+
+
+def test_a_fingerprint_is_of_rows_and_not_of_batches() -> None:
+    x, y = _rows(77)
+    marks = {fingerprint(tf.data.Dataset.from_tensor_slices((x, y)).batch(size))[0] for size in (1, 10, 77)}
+    assert marks == {fingerprint((x, y))[0]}
+    assert fingerprint((x[:76], y[:76]))[0] not in marks
+
+
+def test_views_take_turns() -> None:
+    made = Features((np.zeros((6, 1)),), None, None, 3, 2, "memory", False, 0.0, 0.0)
+    assert made.index(np.array([2, 0, 1]), epoch=0).tolist() == [2, 0, 1]
+    assert made.index(np.array([2, 0, 1]), epoch=3).tolist() == [5, 3, 4]
+
+
+@pytest.mark.slow
+def test_processes_that_write_and_die_never_leave_a_wrong_feature(tmp_path: Path) -> None:
+    """Eight processes over one folder, killed at random moments; whatever is found afterwards is right."""
+    code = f"""
+        import sys, numpy as np
+        from transferkit.tuning.feature_store import FeatureStore
+        store = FeatureStore({str(tmp_path)!r})
+        random = np.random.default_rng(int(sys.argv[1]))
+        for turn in range(50):
+            key = f"{{random.integers(0, 4):064d}}"
+            wanted = np.random.default_rng(int(key)).integers(0, 255, 50_000).astype("uint8")
+            with store.lock(key[:32]):
+                entry = store.open(key)
+                if entry is None or random.random() < 0.3:
+                    with store.writer(1) as writer:
+                        for piece in np.split(wanted, 10):
+                            writer.append([piece])
+                        entry = store.keep(writer, key)
+            assert np.array_equal(entry.files[0], wanted), key
+    """
+    random = np.random.default_rng(0)
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    deaths = 0
+    for round_ in range(13):
+        running = [
+            subprocess.Popen([*command, str(8 * round_ + number)], env=environment, stderr=subprocess.PIPE) for number in range(8)
+        ]
+        for process in running:
+            try:
+                _, said = process.communicate(timeout=random.uniform(0.2, 1.2))
+                assert process.returncode == 0, said.decode()
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                deaths += 1
+    assert deaths > 20
+    store = FeatureStore(tmp_path)
+    for number in range(4):
+        key = f"{number:064d}"
+        entry = store.open(key)
+        if entry is not None:
+            assert np.array_equal(entry.files[0], np.random.default_rng(number).integers(0, 255, 50_000).astype("uint8"))
+    assert not list(tmp_path.glob(".tmp-*"))
