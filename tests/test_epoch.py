@@ -1,0 +1,267 @@
+"""The compiled epochs: losses, metrics and weights of plain `fit`, to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from transferkit.tuning.epoch import Rows, Steps, batch_hooks, class_weights, same_kernels, train
+
+ROWS, WIDTH, CLASSES, BATCH, EPOCHS = 77, 12, 4, 16, 3
+
+
+def _data(seed: int = 0) -> tuple[Any, Any, Any]:
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(ROWS, WIDTH)).astype("float32")
+    return x, random.integers(0, CLASSES, ROWS), random.uniform(0.1, 2, ROWS).astype("float32")
+
+
+def _order(epoch: int) -> Any:
+    return np.random.default_rng(epoch).permutation(ROWS)
+
+
+def _head(**optimizer: Any) -> Any:
+    x = keras.Input((WIDTH,))
+    tensor = layers.Dropout(0.3, seed=7)(layers.Dense(8, activation="relu", kernel_regularizer="l2")(x))
+    model = keras.Model(x, layers.Dense(CLASSES)(layers.BatchNormalization()(tensor)))
+    for index, weight in enumerate(model.trainable_variables):
+        weight.assign(np.random.default_rng(index).normal(size=weight.shape).astype("float32"))
+    model.compile(
+        keras.optimizers.AdamW(1e-2, **optimizer),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        weighted_metrics=["accuracy"],
+    )
+    return model
+
+
+def _by_fit(model: Any, x: Any, y: Any, weight: Any = None, **arguments: Any) -> list[dict[str, float]]:
+    logs = []
+    for epoch in range(EPOCHS):
+        order = _order(epoch)
+        history = model.fit(
+            x[order],
+            y[order],
+            sample_weight=None if weight is None else weight[order],
+            batch_size=BATCH,
+            shuffle=False,
+            verbose=0,
+            **arguments,
+        )
+        logs.append({name: values[0] for name, values in history.history.items()})
+    return logs
+
+
+def _by_train(model: Any, x: Any, y: Any, weight: Any = None, **arguments: Any) -> list[dict[str, float]]:
+    callbacks = keras.callbacks.CallbackList(arguments.pop("users", []), add_history=True, model=model)
+    train(model, Rows(x, y, weight, len(x)), order=_order, epochs=EPOCHS, batch_size=BATCH, callbacks=callbacks, **arguments)
+    history = model.history.history
+    return [{name: values[epoch] for name, values in history.items()} for epoch in range(EPOCHS)]
+
+
+def _same_state(one: Any, other: Any) -> None:
+    for a, b in zip([*one.variables, *one.optimizer.variables], [*other.variables, *other.optimizer.variables], strict=True):
+        assert np.array_equal(a.numpy(), b.numpy()), a.path
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {},
+        {"use_ema": True, "ema_overwrite_frequency": None},
+        {"global_clipnorm": 0.1},
+        {"clipvalue": 0.01},
+        {"gradient_accumulation_steps": 2},
+    ],
+    ids=["plain", "ema", "clipnorm", "clipvalue", "accumulation"],
+)
+def test_the_same_bits_as_fit(optimizer: dict[str, Any]) -> None:
+    x, y, _ = _data()
+    # Each of fit's calls below is a training of one epoch, at whose end the averages take the weights' place.
+    plain, ours = _head(**optimizer), _head(**optimizer)
+    if "use_ema" in optimizer:
+        plain.fit(x, y, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0)
+        train(ours, Rows(x, y, None, ROWS), order=lambda _: np.arange(ROWS), epochs=EPOCHS, batch_size=BATCH)
+    else:
+        assert _by_train(ours, x, y) == _by_fit(plain, x, y)
+    _same_state(ours, plain)
+
+
+def test_sample_weights_and_validation_are_fits() -> None:
+    x, y, weight = _data()
+    tx, ty, tw = _data(1)
+    plain, ours = _head(), _head()
+    expected = _by_fit(plain, x, y, weight, validation_data=(tx, ty, tw))
+    assert _by_train(ours, x, y, weight, validation=Rows(tx, ty, tw, ROWS)) == expected
+    assert "val_accuracy" in expected[0]
+    _same_state(ours, plain)
+
+
+@pytest.mark.parametrize("shape", ["sparse", "column", "onehot"])
+def test_class_weights_are_fits(shape: str) -> None:
+    x, y, _ = _data()
+    chosen = {0: 3.0, 2: 0.25}
+    given = {"sparse": y, "column": y[:, None], "onehot": np.eye(CLASSES, dtype="float32")[y]}[shape]
+    assert np.array_equal(class_weights(given, chosen), np.array([chosen.get(label, 1.0) for label in y], "float32"))
+    if shape == "sparse":
+        plain, ours = _head(), _head()
+        assert _by_train(ours, x, y, class_weights(y, chosen)) == _by_fit(plain, x, y, class_weight=chosen)
+        _same_state(ours, plain)
+
+
+def test_loss_scaling_is_kept() -> None:
+    x, y, _ = _data()
+    plain, ours = _head(), _head()
+    for model in (plain, ours):
+        inner = keras.optimizers.Adam(1e-2)
+        model.compile(
+            keras.optimizers.LossScaleOptimizer(inner, initial_scale=1024.0, dynamic_growth_steps=3),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        )
+    assert _by_train(ours, x, y) == _by_fit(plain, x, y)
+    _same_state(ours, plain)
+
+
+class OwnStep(keras.Model):
+    def train_step(self, data: Any) -> Any:
+        logs = super().train_step(data)
+        return {**logs, "twice": 2 * logs["loss"]}
+
+
+def test_a_train_step_of_the_users_runs_and_its_logs_are_told() -> None:
+    x, y, _ = _data()
+    models = []
+    for _ in range(2):
+        inner = _head()
+        model = OwnStep(inner.input, inner.output)
+        model.compile(keras.optimizers.Adam(1e-2), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        models.append(model)
+    expected, got = _by_fit(models[0], x, y), _by_train(models[1], x, y)
+    assert got == expected
+    assert all(log["twice"] == 2 * log["loss"] for log in got)
+
+
+def test_several_inputs_and_outputs_by_name() -> None:
+    def build() -> Any:
+        a, b = keras.Input((WIDTH,), name="a"), keras.Input((WIDTH,), name="b")
+        one = layers.Dense(1, name="one", kernel_initializer="ones")(a)
+        two = layers.Dense(CLASSES, name="two", kernel_initializer=keras.initializers.GlorotUniform(1))(layers.Add()([a, b]))
+        model = keras.Model([a, b], {"one": one, "two": two})
+        losses = {"one": "mse", "two": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
+        model.compile("sgd", losses, loss_weights={"one": 0.1, "two": 1.0}, metrics={"two": ["accuracy"]})
+        return model
+
+    x, y, weight = _data()
+    plain, ours = build(), build()
+    history = plain.fit([x, x[::-1]], {"one": weight, "two": y}, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0)
+    callbacks = keras.callbacks.CallbackList(add_history=True, model=ours)
+    rows = Rows((x, x[::-1].copy()), {"one": weight, "two": y}, None, ROWS)
+    train(ours, rows, order=lambda _: np.arange(ROWS), epochs=EPOCHS, batch_size=BATCH, callbacks=callbacks)
+    assert ours.history.history == history.history
+    _same_state(ours, plain)
+
+
+def test_steps_may_be_taken_in_parts() -> None:
+    x, y, _ = _data()
+    whole, parts = _head(), _head()
+    rows = Rows(x, y, None, ROWS)
+    Steps(whole, batch_size=BATCH).train(rows, _order(0))
+    steps = Steps(parts, batch_size=BATCH)
+    assert steps.count(ROWS) == 5
+    for start, stop in ((0, 1), (1, 4), (4, 5)):
+        steps.train(rows, _order(0), start=start, stop=stop)
+    _same_state(parts, whole)
+
+
+def test_an_epoch_takes_its_view_of_each_row() -> None:
+    x, y, _ = _data()
+    views = np.concatenate([x, x + 1])
+    plain, ours = _head(), _head()
+    plain.fit((x + 1)[_order(1)], y[_order(1)], batch_size=BATCH, shuffle=False, verbose=0)
+    Steps(ours, batch_size=BATCH).train(Rows(views, y, None, ROWS, views=2), _order(1), epoch=1)
+    _same_state(ours, plain)
+
+
+class _Told(keras.callbacks.Callback):
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[Any] = []
+
+
+def _telling(*names: str) -> Any:
+    def hook(name: str) -> Callable[..., None]:
+        def said(self: Any, *arguments: Any, **keywords: Any) -> None:
+            given = [*arguments, *keywords.values()]
+            numbers = [item for item in given if isinstance(item, int)]
+            self.said.append((name, numbers, [sorted(item) for item in given if isinstance(item, dict)]))
+
+        return said
+
+    return type("Telling", (_Told,), {name: hook(name) for name in names})()
+
+
+_EPOCH_HOOKS = ("on_train_begin", "on_epoch_begin", "on_test_begin", "on_test_end", "on_epoch_end", "on_train_end")
+_ALL_HOOKS = (*_EPOCH_HOOKS, "on_train_batch_begin", "on_train_batch_end", "on_test_batch_begin", "on_test_batch_end")
+
+
+@pytest.mark.parametrize("hooks", [_EPOCH_HOOKS, _ALL_HOOKS], ids=["epochs", "batches"])
+def test_callbacks_hear_what_they_hear_in_fit(hooks: tuple[str, ...]) -> None:
+    x, y, _ = _data()
+    plain, ours = _head(), _head()
+    ears = _telling(*hooks), _telling(*hooks)
+    validation = Rows(x, y, None, ROWS)
+    plain.fit(x, y, batch_size=BATCH, epochs=2, shuffle=False, verbose=0, callbacks=[ears[0]], validation_data=(x, y))
+    callbacks = keras.callbacks.CallbackList([ears[1]], model=ours)
+    train(
+        ours, validation, order=lambda _: np.arange(ROWS), epochs=2, batch_size=BATCH, callbacks=callbacks, validation=validation
+    )
+    assert ears[1].said == ears[0].said
+    assert len(ears[0].said) > 6
+
+
+def test_batch_level_callbacks_are_told_apart(tmp_path: Any) -> None:
+    told = [
+        _telling("on_epoch_end"),
+        keras.callbacks.EarlyStopping(),
+        keras.callbacks.ModelCheckpoint(tmp_path / "a.keras"),
+        keras.callbacks.LambdaCallback(on_epoch_end=print),
+        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+        keras.callbacks.ReduceLROnPlateau(),
+    ]
+    assert batch_hooks(told) == []
+    each = [
+        _telling("on_train_batch_end"),
+        keras.callbacks.ModelCheckpoint(tmp_path / "b.keras", save_freq=3),
+        keras.callbacks.LambdaCallback(on_train_batch_end=print),
+        keras.callbacks.TerminateOnNaN(),
+    ]
+    assert batch_hooks(each) == ["Telling", "ModelCheckpoint", "LambdaCallback", "TerminateOnNaN"]
+
+
+def test_a_callback_stops_the_training_through_the_model_it_knows() -> None:
+    x, y, _ = _data()
+    shown, trained = _head(), _head()
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            del logs
+            self.model.stop_training = epoch == 1
+
+    callbacks = keras.callbacks.CallbackList([Stop()], add_history=True, model=shown)
+    rows = Rows(x, y, None, ROWS)
+    train(trained, rows, order=_order, epochs=9, batch_size=BATCH, callbacks=callbacks, shown=shown)
+    assert shown.history.epoch == [0, 1]
+
+
+def test_rewriting_of_graphs_is_off_only_within_the_block() -> None:
+    import tensorflow as tf
+
+    before = tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
+    with same_kernels():
+        assert tf.config.optimizer.get_experimental_options()["disable_meta_optimizer"]
+    assert tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False) == before
