@@ -94,7 +94,7 @@ def test_both_ways_have_the_same_budget(tmp_path: Path) -> None:
 def test_the_rate_chosen_is_the_best_on_the_trial_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def accuracy(_: demo.Way, rate: float, *, train: object, on: tuple[np.ndarray, np.ndarray], seed: int) -> float:
+    def accuracy(_: demo.Way, rate: float, *, train: object, on: tuple[demo.Array, demo.Array], seed: int) -> float:
         del train
         asked.append((rate, seed, len(on[0])))
         return {1e-3: 0.6, 3e-3: 0.8, 1e-2: 0.7}[rate]

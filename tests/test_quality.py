@@ -35,7 +35,11 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("name", CHECKS)
+#: Each Python gets another NumPy, whose types differ: what is right by those of 2.4 is wrong by those of 2.2 and 2.5.
+OTHER_TYPES = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="types are checked on Python 3.11, by NumPy 2.4's")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=OTHER_TYPES if name == "types" else ()) for name in CHECKS])
 def test_check(name: str, tmp_path: Path) -> None:
     command = CHECKS[name] + (["--site-dir", str(tmp_path / "site")] if name == "docs" else [])
     done = run(command)
