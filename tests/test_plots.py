@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -46,7 +47,7 @@ DRAWINGS = [plots.roc, plots.precision_recall, plots.confusion, plots.reliabilit
 
 @pytest.mark.parametrize("draw", DRAWINGS)
 @pytest.mark.parametrize("classes", [2, 3, 20])
-def test_each_draws_on_the_axes_it_is_given(draw, classes: int) -> None:  # type: ignore[no-untyped-def]
+def test_each_draws_on_the_axes_it_is_given(draw: Callable[..., Any], classes: int) -> None:
     of = evaluation("binary") if classes == 2 else evaluation("multiclass", classes)
     _, ax = plt.subplots(layout="constrained")
     assert draw(of, ax) is ax
@@ -67,7 +68,7 @@ def test_the_roc_line_is_the_curve() -> None:
 
 def test_a_band_holds_its_curve() -> None:
     ax = plots.roc(evaluation("binary"))
-    band = ax.collections[0].get_paths()[0].vertices
+    band = np.asarray(ax.collections[0].get_paths()[0].vertices)
     assert band[:, 1].min() >= 0
     assert band[:, 1].max() <= 1
     assert len(ax.collections) == 1
@@ -76,6 +77,7 @@ def test_a_band_holds_its_curve() -> None:
 def test_many_classes_are_thinned_out() -> None:
     ax = plots.roc(evaluation("multiclass", 20))
     legend = ax.get_legend()
+    assert legend is not None
     assert legend.get_title().get_text() == "the 3 lowest and 3 highest of 20 classes"
     assert len(legend.get_texts()) == 6
 
@@ -91,7 +93,7 @@ def test_training_curves_of_phases() -> None:
     run = SimpleNamespace(history={"loss": [3, 2, 2, 1, 1], "val_loss": [3, 3, 2, 2, 2]}, phases=phases)
     ax = plots.training_curves(run)
     assert [line.get_label() for line in ax.lines[:2]] == ["training", "validation"]
-    assert list(ax.lines[2].get_xdata()) == [2.5, 2.5]
+    np.testing.assert_array_equal(ax.lines[2].get_xdata(), [2.5, 2.5])
     assert [text.get_text() for text in ax.texts] == ["head", "all"]
     assert len(plots.training_curves({"loss": [1.0]}).lines) == 1
     with pytest.raises(EvaluationError) as caught:

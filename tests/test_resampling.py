@@ -23,7 +23,7 @@ from transferkit.evaluation.resampling import (
     jackknife,
     multiplicities,
 )
-from transferkit.evaluation.rows import Rows
+from transferkit.evaluation.rows import FloatArray, Rows
 
 
 def example(n: int = 80, seed: int = 0) -> Rows:
@@ -142,9 +142,9 @@ def test_delong_by_all_pairs() -> None:
     """The placement values by sorting against the definition, all pairs of rows."""
     generator = np.random.default_rng(2)
     y = generator.random(70) < 0.4
-    first, second = (np.round(generator.normal(size=70) + y * shift, 1) for shift in (1.0, 0.5))
+    first, second = (np.round(generator.normal(size=70) + y * shift, 1).astype(np.float64) for shift in (1.0, 0.5))
 
-    def pairs(scores: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def pairs(scores: FloatArray) -> FloatArray:
         ups, downs = scores[y], scores[~y]
         return np.asarray((ups[:, None] > downs) + 0.5 * (ups[:, None] == downs))
 
