@@ -28,9 +28,9 @@ from transferkit.weights.readers import Limits, open_archive
 
 @pytest.fixture(autouse=True)
 def _in_time() -> Iterator[None]:
-    start = time.perf_counter()
+    start = time.process_time()  # of this process: the machine may be busy with others
     yield
-    assert time.perf_counter() - start < 10, "a bad file took too long"  # five seconds on a machine that isn't shared
+    assert time.process_time() - start < 5, "a bad file took too long"
 
 
 def read_all(path: str | Path, **options: Any) -> None:

@@ -21,14 +21,8 @@ from transferkit.errors import UnsafeFileError, WeightsFileError
 from transferkit.weights.readers.archive import Limits
 from transferkit.weights.readers.checks import verified
 from transferkit.weights.readers.hdf5_chunks import read_chunks
-from transferkit.weights.readers.hdf5_format import (
-    SIGNATURE,
-    DamageError,
-    H5Dataset,
-    HostileError,
-    UnusualError,
-    parse,
-)
+from transferkit.weights.readers.hdf5_format import parse
+from transferkit.weights.readers.hdf5_values import SIGNATURE, DamageError, H5Dataset, HostileError, UnusualError
 from transferkit.weights.readers.source import Piece, asked_of
 
 __all__ = ["H5Tree", "open_hdf5"]

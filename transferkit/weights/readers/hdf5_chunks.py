@@ -5,13 +5,14 @@ Source: the HDF Group's "HDF5 File Format Specification Version 3.0", and its li
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from typing import Any
 
 import numpy as np
 
-from transferkit.weights.readers.hdf5_format import DamageError, H5Dataset, product
+from transferkit.weights.readers.hdf5_values import DamageError, H5Dataset
 
 __all__ = ["read_chunks"]
 
@@ -23,7 +24,7 @@ def read_chunks(buffer: memoryview, dataset: H5Dataset) -> np.ndarray[Any, Any]:
         DamageError: when a chunk doesn't hold what it should.
     """
     content = np.empty(dataset.shape, dataset.stored)
-    whole = product(dataset.chunks) * dataset.stored.itemsize
+    whole = math.prod(dataset.chunks) * dataset.stored.itemsize
     for corner, where, size, mask in dataset.pieces:
         raw: bytes | memoryview = buffer[where : where + size]
         for i in reversed(range(len(dataset.filters))):

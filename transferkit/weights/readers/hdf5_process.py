@@ -23,7 +23,7 @@ import numpy as np
 
 from transferkit.weights.readers.archive import Limits
 from transferkit.weights.readers.hdf5_child import listing
-from transferkit.weights.readers.hdf5_format import MOST_INFLATION, DamageError, H5Dataset, HostileError, Parsed
+from transferkit.weights.readers.hdf5_values import MOST_INFLATION, DamageError, H5Dataset, HostileError, Parsed
 from transferkit.weights.readers.source import Piece
 
 __all__ = ["here", "in_child"]

@@ -6,6 +6,7 @@ Source: the format's description at https://github.com/huggingface/safetensors. 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,7 +18,6 @@ import numpy as np
 from transferkit.errors import UnsafeFileError, WeightsFileError, did_you_mean, shorten
 from transferkit.weights.readers.archive import Archive, ArrayInfo, Limits
 from transferkit.weights.readers.checks import DIGESTS, check_sizes, json_object, said_class_names, verified
-from transferkit.weights.readers.hdf5_format import product
 from transferkit.weights.readers.shards import shard_names
 from transferkit.weights.readers.source import Source, asked_of
 
@@ -65,7 +65,7 @@ def _entry(path: str, name: str, said: Any, room: int) -> tuple[ArrayInfo, int, 
         raise _damaged(path, f"{name!r} has the shape {shape!r}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_whole, offsets)) or offsets[0] > offsets[1]:
         raise _damaged(path, f"{name!r} stands at {offsets!r}")
-    nbytes = product(tuple(shape)) * dtype.itemsize
+    nbytes = math.prod(tuple(shape)) * dtype.itemsize
     if offsets[1] - offsets[0] != nbytes:
         raise UnsafeFileError(
             asked_of(path),

@@ -7,6 +7,7 @@ Source: `torch/serialization.py` and `torch/_utils.py` of PyTorch. Imports NumPy
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +18,6 @@ import numpy as np
 from transferkit.errors import UnsafeFileError, WeightsFileError, did_you_mean, shorten
 from transferkit.weights.readers.archive import Archive, ArrayInfo, LayerInfo, Limits
 from transferkit.weights.readers.checks import check_sizes
-from transferkit.weights.readers.hdf5_format import product
 from transferkit.weights.readers.pickled import Global, Inert, PickleError, RefusedError, unpickled
 from transferkit.weights.readers.source import Source, asked_of
 from transferkit.weights.readers.zipped import Zip
@@ -164,7 +164,7 @@ def _tensor(function: str, arguments: tuple[Any, ...]) -> _Tensor:
             raise PickleError("a tensor without dtype")
         numel //= dtype.itemsize
     last = offset + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
-    if product(shape) and (last >= numel or product(shape) > numel):
+    if math.prod(shape) and (last >= numel or math.prod(shape) > numel):
         raise RefusedError(f"a tensor of shape {shape}, strides {strides} and offset {offset} in a storage of {numel} elements")
     return _Tensor(storage, offset, shape, strides, dtype)
 
@@ -302,7 +302,7 @@ def _archive(path: str, value: Any, content: Callable[[_Storage], memoryview], o
 
 
 def _strided(path: str, name: str, tensor: _Tensor, raw: memoryview, order: _Order) -> np.ndarray[Any, Any]:
-    if not product(tensor.shape):
+    if not math.prod(tensor.shape):
         return np.zeros(tensor.shape, tensor.dtype)
     truth = tensor.dtype == np.dtype(bool)
     stored = np.dtype(np.uint8) if truth else tensor.dtype.newbyteorder(order) if tensor.dtype.kind in "iufc" else tensor.dtype
