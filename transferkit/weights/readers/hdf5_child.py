@@ -7,7 +7,8 @@ Imports h5py only, and nothing of this package, so that it starts fast.
 
 from __future__ import annotations
 
-import contextlib
+import importlib
+import importlib.util
 import io
 import json
 import math
@@ -117,9 +118,8 @@ def _answer(output: BinaryIO, content: bytes) -> None:
 def main() -> None:
     """Serves one file over the standard streams until the input ends."""
     request = json.loads(sys.stdin.buffer.readline())
-    with contextlib.suppress(ImportError):  # Windows has no such limits
-        import resource
-
+    if importlib.util.find_spec("resource"):  # Windows has no such limits
+        resource = importlib.import_module("resource")
         resource.setrlimit(resource.RLIMIT_AS, (request["memory"], request["memory"]))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     output = sys.stdout.buffer
