@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from transferkit.errors import UnsafeFileError, WeightsFileError, shorten
+from transferkit.errors import UnsafeFileError, WeightsError, WeightsFileError, shorten
 from transferkit.weights.readers.archive import Archive, Limits
 from transferkit.weights.readers.checks import json_object
 from transferkit.weights.readers.source import Source, asked_of
@@ -55,6 +56,18 @@ def open_archive(
         if sha256 is not None:
             source.verify_sha256(sha256)
         return _owning(_open(source, limits, trusted), source)
+    except WeightsError:
+        source.close()
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, struct.error) as error:
+        # Every kind of damage known has words of its own; what is left still mustn't reach the user as a bare KeyError.
+        source.close()
+        raise WeightsFileError(
+            asked_of(path),
+            found=f"its content makes no sense ({type(error).__name__}: {error})",
+            cause="the file was damaged, or written by something unusual",
+            fix="get the file again, or save the model again",
+        ) from error
     except BaseException:
         source.close()
         raise
