@@ -22,7 +22,7 @@ from transferkit.building.upgrading_layers import Change
 from transferkit.building.vetting import refuse, vet
 from transferkit.errors import ModelError, WeightsFileError
 from transferkit.weights.readers import Archive, Limits, open_archive
-from transferkit.weights.readers.legacy_h5 import json_object
+from transferkit.weights.readers.checks import json_object
 from transferkit.weights.readers.source import Source
 
 __all__ = ["OpenReport", "explain_model", "open_model"]
