@@ -156,7 +156,7 @@ def inspect_weights(
         check: Whether to read every array too, which finds damage and numbers that aren't finite.
         limits: What the file may ask for; by default `Limits()`.
         trusted: Skips the separate process in which unusual HDF5 structures are read.
-        sha256: The expected SHA-256 of the file, 64 hexadecimal digits.
+        sha256: The expected SHA-256 of the file named (of a set of files, its index), 64 hexadecimal digits.
 
     Returns:
         The `FileContents`, readable when printed.

@@ -37,7 +37,7 @@ def open_archive(
         path: The file. Its format is told by its content.
         limits: What the file may ask for; by default `Limits()`.
         trusted: Skips the separate process in which unusual HDF5 structures are read.
-        sha256: The expected SHA-256 of the file, 64 hexadecimal digits.
+        sha256: The expected SHA-256 of the file named (of a set of files, its index), 64 hexadecimal digits.
 
     Returns:
         An `Archive`; close it, or use it in a `with` statement. The arrays it reads may be read-only views of the file.
