@@ -20,6 +20,7 @@ from transferkit.data import split
 from transferkit.errors import ModelError, PlanError, did_you_mean
 from transferkit.placement import Placement
 from transferkit.tuning.callbacks import TensorBoardLogs
+from transferkit.tuning.defaults import default_plan, explanation
 from transferkit.tuning.feeding import check_inputs, first_rows
 from transferkit.tuning.layers import Layers
 from transferkit.tuning.loop import Job, run_phases
@@ -103,6 +104,33 @@ class FineTuner(Plan):
 
     def __init__(self) -> None:
         self._begin()
+
+    @classmethod
+    def default(cls, model: Any, data: Any, *, epochs: int | None = None) -> FineTuner:
+        """A plan for a model with loaded weights and a new head, chosen by what both are; `explain` says why.
+
+        The head trains first while the rest is frozen, then everything, each block of layers more gently than the one above
+        (LP-FT, Kumar et al., ICLR 2022; layer decay, Bao et al., ICLR 2022).
+
+        Args:
+            model: A built model.
+            data: What `fit` will be given.
+            epochs: Epochs in all; chosen by the number of rows where nothing is said.
+
+        Example:
+            >>> import keras, numpy as np, transferkit as tk
+            >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)])
+            >>> plan = tk.FineTuner.default(model, (np.zeros((60, 4)), np.arange(60) % 3))
+            >>> print(plan.explain())
+            What each step of the plan does
+            ...
+        """
+        plan: FineTuner = default_plan(cls(), model, data, epochs=epochs)
+        return plan
+
+    def explain(self) -> Table:
+        """The plan line by line: what each step does, and where the method comes from."""
+        return explanation(self)
 
     def phase(
         self,

@@ -1,0 +1,228 @@
+"""The traps of plain Keras: each goes wrong there, which is shown first, and doesn't here."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import transferkit as tk
+
+Array = Any
+RNG = np.random.default_rng(0)
+X = (RNG.normal(size=(64, 5)) * 3 + 2).astype("float32")
+Y = RNG.integers(0, 3, 64)
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def base() -> Any:
+    keras.utils.set_random_seed(0)
+    made = keras.Sequential(
+        [
+            keras.Input((5,)),
+            keras.layers.Dense(6, name="dense"),
+            keras.layers.BatchNormalization(name="norm", momentum=0.9),
+            keras.layers.Dropout(0.5, name="dropout"),
+        ],
+        name="base",
+    )
+    made.get_layer("norm").set_weights([np.full(6, 1.1), np.full(6, 0.1), np.full(6, 0.5), np.full(6, 2.0)])
+    return made
+
+
+def with_head(below: Any) -> Any:
+    return keras.Sequential([keras.Input((5,)), below, keras.layers.Dense(3, name="head")])
+
+
+def statistics(below: Any) -> list[Array]:
+    norm = below.get_layer("norm")
+    return [norm.moving_mean.numpy(), norm.moving_variance.numpy()]
+
+
+def same(a: list[Array], b: list[Array]) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def fit(model: Any, optimizer: Any = "sgd", **arguments: Any) -> Any:
+    model.compile(optimizer, LOSS)
+    return model.fit(X, Y, batch_size=16, verbose=0, **arguments)
+
+
+def test_batch_norm_statistics_after_unfreezing() -> None:
+    below = base()
+    inputs = keras.Input((5,))
+    model = keras.Model(inputs, keras.layers.Dense(3)(below(inputs, training=False)))
+    before = statistics(below)
+    fit(model)
+    if same(statistics(below), before):
+        pytest.skip("this version of Keras holds `training=False` inside a functional model")
+
+    below = base()
+    model = with_head(below)
+    tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=2).fit(model, (X, Y), seed=0, verbose=0)
+    assert same(statistics(below), before)
+
+
+def test_dropout_in_a_frozen_base() -> None:
+    def outputs_differ(train: Any) -> bool:
+        below = base()
+        model = with_head(below)
+        losses = []
+        for seed in (1, 2):
+            keras.utils.set_random_seed(seed)
+            model.get_layer("head").set_weights([np.arange(18.0).reshape(6, 3), np.zeros(3)])
+            for variable in model.variables:
+                if "seed_generator" in variable.path:
+                    variable.assign(np.array([seed, 0], "uint32"))
+            losses.append(train(model, below))
+        return bool(losses[0] != losses[1])
+
+    def plain(model: Any, below: Any) -> float:
+        below.trainable = False
+        return float(fit(model, keras.optimizers.SGD(0.0), shuffle=False).history["loss"][0])
+
+    def ours(model: Any, below: Any) -> float:
+        del below
+        plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=1, learning_rate=1e-30).optimizer("sgd")
+        data = [(X[i : i + 16], Y[i : i + 16]) for i in range(0, 64, 16)]
+        return float(plan.fit(model, data, seed=0, verbose=0).history["loss"][0])
+
+    assert outputs_differ(plain), "Keras drops out in what is frozen"
+    assert not outputs_differ(ours)
+
+
+def test_trainable_set_after_compile() -> None:
+    model = with_head(base())
+    model.compile(keras.optimizers.SGD(0.1), LOSS)
+    model.fit(X, Y, verbose=0)
+    model.layers[0].trainable = False
+    before = model.layers[0].get_weights()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.fit(X, Y, verbose=0)
+    assert not same(model.layers[0].get_weights(), before), "Keras went on training it, and said nothing"
+
+    before = model.layers[0].get_weights()
+    tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=1).fit(model, (X, Y), verbose=0, seed=0)
+    assert same(model.layers[0].get_weights(), before)
+
+
+def test_the_optimizer_across_unfreezing() -> None:
+    model = with_head(base())
+    model.layers[0].trainable = False
+    optimizer = keras.optimizers.Adam()
+    fit(model, optimizer)
+    model.layers[0].trainable = True
+    with pytest.raises(ValueError, match="Unknown variable"):
+        fit(model, optimizer)
+    fit(model, keras.optimizers.Adam())
+    assert int(model.optimizer.iterations) == 4, "a new one has forgotten its steps"
+
+    model = with_head(base())
+    two = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=1).phase("all", train=tk.Layers.all(), epochs=1)
+    two.fit(model, (X, Y), batch_size=16, verbose=0, seed=0)
+    assert int(model.optimizer.iterations) == 8
+
+
+def test_weight_decay_on_batch_norm_and_biases() -> None:
+    def moved(train: Any) -> dict[str, bool]:
+        below = base()
+        below.get_layer("norm").set_weights([np.full(6, 1.1), np.full(6, 0.1), np.zeros(6), np.ones(6)])
+        model = with_head(below)
+        model.get_layer("head").bias.assign(np.ones(3))
+        before = {variable.path: variable.numpy() for variable in model.trainable_variables}
+        train(model)
+        return {v.name: not np.allclose(before[v.path], v.numpy(), rtol=1e-4) for v in model.trainable_variables}
+
+    tiny = keras.optimizers.AdamW(1e-12, weight_decay=1e11)  # a rate that only the decay can be seen of
+    assert moved(lambda model: fit(model, tiny)) == {"kernel": True, "bias": True, "gamma": True, "beta": True}
+    plan = tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=1).optimizer(tiny).batch_norm("adapt")
+    found = moved(lambda model: plan.fit(model, (X, Y), batch_size=16, verbose=0, seed=0))
+    assert found == {"kernel": True, "bias": False, "gamma": False, "beta": False}
+
+
+def test_a_seed_and_the_order_of_rows() -> None:
+    def epochs_of(run: Any) -> list[float]:
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((1,))
+        model = keras.Model(inputs, keras.layers.Dense(1, use_bias=False)(inputs))
+        model.set_weights([np.ones((1, 1))])
+        rows = np.arange(8, dtype="float32")[:, None]
+        history: list[float] = run(model, rows)
+        return history
+
+    class Seen(keras.callbacks.Callback):
+        def __init__(self) -> None:
+            super().__init__()
+            self.losses: list[float] = []
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if batch == 0:
+                self.losses.append(logs["loss"])
+
+    def plain(model: Any, rows: Array) -> list[float]:
+        seen = Seen()
+        model.compile(keras.optimizers.SGD(0.0), "mse")
+        model.fit(rows, 0 * rows, batch_size=1, epochs=6, verbose=0, callbacks=[seen])
+        return seen.losses
+
+    def ours(model: Any, rows: Array) -> list[float]:
+        seen = Seen()
+        plan = tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=6, learning_rate=1e-30).optimizer("sgd").loss("mse")
+        plan.fit(model, (rows, 0 * rows), batch_size=1, verbose=0, seed=0, callbacks=[seen])
+        return seen.losses
+
+    assert len(set(epochs_of(plain))) == 1, "Keras replays one permutation in every epoch"
+    assert len(set(epochs_of(ours))) > 2
+
+
+def test_scaled_gradients_are_no_rate_under_adam() -> None:
+    def first_step(gradient: float) -> float:
+        variable = keras.Variable([1.0])
+        keras.optimizers.Adam(0.1).apply([keras.ops.array([gradient])], [variable])
+        return 1.0 - float(variable[0])
+
+    assert first_step(1.0) == pytest.approx(first_step(0.1), rel=1e-4), "a tenth of the gradient, the same step"
+
+    model = with_head(base())
+    start = model.get_layer("base").get_layer("dense").kernel.numpy()
+    plan = (
+        tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=1, learning_rate=0.1).rate(tk.Layers.named("base"), times=0.1)
+    )
+    plan.fit(model, (X, Y), batch_size=64, verbose=0, seed=0)
+    step = np.abs(model.get_layer("base").get_layer("dense").kernel.numpy() - start).max()
+    assert step == pytest.approx(0.01, rel=1e-2)
+
+
+def test_a_schedule_and_a_plateau() -> None:
+    model = with_head(base())
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 100)
+    with pytest.raises(TypeError):
+        fit(
+            model,
+            keras.optimizers.SGD(schedule),
+            epochs=3,
+            callbacks=[keras.callbacks.ReduceLROnPlateau("loss", patience=0, min_delta=100)],
+        )
+    plan = tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=3, learning_rate=0.1, schedule="plateau").loss(LOSS)
+    plan.fit(model, (X, Y), validation_data=(X, Y), verbose=0, seed=0)
+
+
+def test_backup_and_restore_leaves_later_runs_without_epochs(tmp_path: Any) -> None:
+    model = with_head(base())
+    fit(model, epochs=2, callbacks=[keras.callbacks.BackupAndRestore(tmp_path / "backup")])
+    run = tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=2).fit(model, (X, Y), verbose=0, seed=0)
+    assert run.epochs == 2
+    assert len(run.history["loss"]) == 2
+
+
+def test_auc_of_several_classes_with_whole_number_labels() -> None:
+    model = with_head(base())
+    model.compile("sgd", LOSS, metrics=[keras.metrics.AUC(multi_label=True, num_labels=3, from_logits=True)])
+    with pytest.raises((ValueError, IndexError)):
+        model.fit(X, Y, verbose=0)
+    evaluation = tk.Evaluator("accuracy", "auc").run(model, (X, Y))
+    assert 0 <= float(evaluation["auc"]) <= 1
