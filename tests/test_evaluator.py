@@ -97,6 +97,20 @@ def test_figures_equal_scikit_learns(x: NDArray[np.float32]) -> None:
     np.testing.assert_array_equal(evaluation.labels, y)
 
 
+def test_two_units_with_a_softmax_are_judged_as_one_with_a_sigmoid(x: NDArray[np.float32]) -> None:
+    one, two = network(1, "sigmoid"), network(2, "softmax")
+    two.layers[0].set_weights(one.layers[0].get_weights())
+    kernel, bias = one.layers[1].get_weights()
+    two.layers[1].set_weights([np.hstack([0 * kernel, kernel]), np.array([0, bias[0]])])
+    plan = Evaluator("accuracy", "auc", "log_loss")
+    first, second = plan.run(one, (x, labels("binary"))), plan.run(two, (x, labels("binary")))
+    for name in first:
+        for of in ("value", "low", "high"):
+            assert getattr(second[name], of) == pytest.approx(getattr(first[name], of), abs=1e-6)
+        assert second[name].method == first[name].method != ""
+    assert first.compare(first)["auc"].test == second.compare(second)["auc"].test == "DeLong"
+
+
 def test_every_form_of_data_gives_the_same(x: NDArray[np.float32]) -> None:
     model, y = network(3, "softmax"), labels("sparse")
 

@@ -297,8 +297,9 @@ def _test(name: str, rows: tuple[Rows, Rows], moved: FloatArray) -> tuple[float,
     if plain and name == "accuracy" and a.kind in ("binary", "multiclass"):
         right_a, right_b = a.decisions == a.labels, b.decisions == b.labels
         return mcnemar(int((right_a & ~right_b).sum()), int((~right_a & right_b).sum())), "McNemar"
-    if plain and name == "auc" and a.kind == "binary" and min(a.labels.sum(), (1 - a.labels).sum()) >= 2:
-        return delong_test(a.labels == 1, a.predictions, b.predictions), "DeLong"
+    two_classes = a.kind in ("binary", "multiclass") and a.width == 2
+    if plain and name == "auc" and two_classes and np.bincount(a.labels.astype(np.int64), minlength=2).min() >= 2:
+        return delong_test(a.labels == 1, a.class_probabilities[:, 1], b.class_probabilities[:, 1]), "DeLong"
     # Each tail with one more, so that no p-value is zero (Davison and Hinkley, 1997, section 4.2.3).
     n = len(moved)
     below, above = (np.sum(moved <= 0) + 1) / (n + 1), (np.sum(moved >= 0) + 1) / (n + 1)

@@ -204,6 +204,7 @@ def _formula(name: str, statistic: Statistic, rows: Rows, level: float) -> Inter
         interval = mean_interval(statistic.per_row, groups=rows.groups, level=level)
         shift = statistic.penalty
         return None if interval is None else replace(interval, low=interval.low + shift, high=interval.high + shift)
-    if name == "auc" and rows.kind == "binary" and plain:
-        return delong_interval(rows.labels == 1, rows.predictions, level=level)
+    if name == "auc" and rows.kind in ("binary", "multiclass") and rows.width == 2 and plain:
+        # The two classes of a softmax mirror each other, so their mean is the area of either.
+        return delong_interval(rows.labels == 1, rows.class_probabilities[:, 1], level=level)
     return None

@@ -99,7 +99,7 @@ def _figures(evaluation: Evaluation) -> str:
         span, text = "", "no interval"
         if one.low is not None and one.high is not None:
             text = f"{one.low:.4g} – {one.high:.4g} · {one.method}"
-            if one.low >= 0 and one.high <= 1:
+            if one.greater_is_better and one.low >= 0 and one.high <= 1:
                 left, width = 100 * one.low, 100 * (one.high - one.low)
                 span = f'<div class="span"><i style="left:{left:.2f}%;width:{width:.2f}%"></i></div>'
         value = "not defined" if not np.isfinite(one.value) else f"{one.value:.4g}"

@@ -68,8 +68,8 @@ def _problems(rows: Rows, asked: str) -> list[tuple[str, NDArray[np.bool_], Floa
     """Name, positives and scores of each curve; classes that no row has, or every row, have none."""
     if rows.kind == "regression":
         raise EvaluationError(asked, found="a regression task", fix="evaluate a classifier")
-    if rows.kind == "binary":
-        every = [(rows.classes[1], rows.labels == 1, rows.predictions)]
+    if rows.kind != "multilabel" and rows.width == 2:
+        every = [(rows.classes[1], rows.labels == 1, rows.class_probabilities[:, 1])]
     elif rows.kind == "multilabel":
         every = [(name, rows.labels[:, c] == 1, rows.predictions[:, c]) for c, name in enumerate(rows.classes)]
     else:
