@@ -164,6 +164,7 @@ class _Parser:
             size = struct.unpack_from("<I", buffer, address + 8)[0]
             blocks = [(address + 16, size)]
             visited = set()
+            unpack = _MESSAGE_V1.unpack_from
             while blocks:
                 at, length = blocks.pop(0)
                 if at in visited:
@@ -172,8 +173,9 @@ class _Parser:
                 end = at + length
                 if end > self.size:
                     raise DamageError(f"an object header at {at} reaches past the end")
+                before = at
                 while at + 8 <= end:
-                    kind, length, flags = _MESSAGE_V1.unpack_from(buffer, at)
+                    kind, length, flags = unpack(buffer, at)
                     at += 8
                     if at + length > end:
                         raise DamageError(f"a message at {at} reaches past its header")
@@ -182,7 +184,9 @@ class _Parser:
                     elif kind:
                         found.append((kind, at, length, flags))
                     at += length
-                    self.step()
+                self.step(1 + (at - before) // 64)
+                if len(found) > self.most_steps:
+                    raise HostileError("more messages than the limit allows")
             return found
         if bytes(buffer[address : address + 4]) != b"OHDR":
             raise DamageError(f"no object header at {address}")
