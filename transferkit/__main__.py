@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from transferkit.commands import add_inspect
+from transferkit.commands import add_convert, add_inspect, add_match
 from transferkit.errors import TransferKitError
 
 __all__ = ["main"]
@@ -16,7 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand and gives its exit code: 0 done, 1 something was found wrong, 2 the call or the file is bad."""
     parser = argparse.ArgumentParser(prog="python -m transferkit", description="Transfer learning on tf.keras.")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
-    add_inspect(subcommands)
+    for add in (add_inspect, add_match, add_convert):
+        add(subcommands)
     chosen = parser.parse_args(arguments)
     try:
         code: int = chosen.run(chosen)

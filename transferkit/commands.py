@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import sys
+import time
+from collections.abc import Callable
 
+import transferkit
+from transferkit.errors import PlanError
 from transferkit.weights.inspection import inspect_weights
+from transferkit.weights.writing import convert_weights
 
 __all__ = ["add_convert", "add_inspect", "add_match"]
 
@@ -26,3 +33,76 @@ def _inspect(arguments: argparse.Namespace) -> int:
     contents = inspect_weights(arguments.file, check=arguments.check, sha256=arguments.sha256)
     print(json.dumps(contents.to_dict(), indent=1) if arguments.json else str(contents))
     return 1 if contents.not_finite else 0
+
+
+def add_match(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds `match FILE MODEL`, which prints what loading a weights file into a saved model would do."""
+    parser = subcommands.add_parser("match", help="print what loading a weights file into a model would do; changes nothing")
+    parser.add_argument("file", help="any weights file")
+    parser.add_argument("model", help="a Keras file that holds a whole model")
+    parser.add_argument("--only", action="append", default=[], metavar="PATTERN", help="these variables of the model alone")
+    parser.add_argument("--skip", action="append", default=[], metavar="PATTERN", help="leave these out")
+    parser.add_argument(
+        "--rename", action="append", default=[], nargs=2, metavar=("REGEX", "NEW"), help="rename the file's arrays"
+    )
+    parser.add_argument("--map", action="append", default=[], metavar="MODEL=FILE", help="which array a variable takes")
+    parser.add_argument("--layout", choices=("keras", "torch"), help="how the file stores kernels")
+    parser.add_argument("--channels", choices=("auto", "sum", "repeat", "zero"), help="fit another number of input channels")
+    parser.add_argument("--by-order", action="store_true", help="also match layers by their order alone")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    parser.add_argument("--sha256", metavar="DIGITS", help="the expected SHA-256 of the file")
+    parser.set_defaults(run=_match)
+
+
+def _match(arguments: argparse.Namespace) -> int:
+    # Both names bring TensorFlow, so they come on first use: `inspect` and `convert` never wait for it.
+    plan = transferkit.WeightLoader(arguments.file)
+    plan = plan.only(*arguments.only) if arguments.only else plan
+    plan = plan.skip(*arguments.skip) if arguments.skip else plan
+    for pattern, new in arguments.rename:
+        plan = plan.rename(pattern, new)
+    for pair in arguments.map:
+        target, sign, source = pair.partition("=")
+        if not sign:
+            raise PlanError("Reading --map.", found=f"{pair!r}", fix="--map head=fc, the model's name first")
+        plan = plan.map({target: source})
+    plan = plan.layout(arguments.layout) if arguments.layout else plan
+    plan = plan.channels(arguments.channels) if arguments.channels else plan
+    plan = plan.by_order() if arguments.by_order else plan
+    plan = plan.sha256(arguments.sha256) if arguments.sha256 else plan
+    opening = importlib.import_module("transferkit.building.opening")
+    report = plan.match(opening.open_model(arguments.model))
+    print(report.to_json() if arguments.json else str(report))
+    return 0 if report.ok else 1
+
+
+def add_convert(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds `convert IN OUT`, which writes the arrays of one weights file to a file of another format."""
+    parser = subcommands.add_parser("convert", help="write a weights file in another format")
+    parser.add_argument("source", metavar="IN", help="any weights file")
+    parser.add_argument("target", metavar="OUT", help="the file to write: .safetensors, .npz or legacy .h5")
+    parser.add_argument("--sha256", metavar="DIGITS", help="the expected SHA-256 of IN")
+    parser.set_defaults(run=_convert)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    written = convert_weights(arguments.source, arguments.target, sha256=arguments.sha256, progress=_progress())
+    print(written)
+    return 0
+
+
+def _progress() -> Callable[[int, int], None]:
+    """A bar on a terminal's standard error, once a job has taken half a second."""
+    begin = time.monotonic()
+    shown = [-1]
+
+    def show(done: int, total: int) -> None:
+        if not sys.stderr.isatty() or time.monotonic() - begin < 0.5 or not total:
+            return
+        percent = 100 * done // total
+        if percent != shown[0]:
+            shown[0] = percent
+            bar = "█" * (percent // 4)
+            print(f"\r{bar:<25} {percent:3d}%", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+    return show

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from transferkit._keras import tf
+from transferkit._keras import keras, tf
 
 __all__ = ["THREADS", "Assignment", "assign_all"]
 
@@ -71,7 +71,7 @@ def assign_all(items: Sequence[Assignment]) -> None:
     but a lack of memory, because values are checked before.
     """
     total = sum(item.nbytes for item in items)
-    old = [(item, np.array(item.variable)) for item in items] if total <= _KEPT else []
+    old = [(item, np.array(keras.ops.convert_to_numpy(item.variable))) for item in items] if total <= _KEPT else []
     try:
         # In threads of their own an interrupt from the keyboard doesn't stop the work half-way.
         with ThreadPoolExecutor(THREADS) as pool:

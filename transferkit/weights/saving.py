@@ -14,7 +14,7 @@ import numpy as np
 from transferkit._keras import keras
 from transferkit.storage import atomic_path
 from transferkit.weights.readers.checks import tensor_digest
-from transferkit.weights.variables import check_built, slots_of
+from transferkit.weights.variables import check_built, slots_of, values_of
 from transferkit.weights.writing import Written, format_of, read_back, write_flat, write_legacy
 
 __all__ = ["save_weights"]
@@ -62,7 +62,7 @@ def save_weights(model: Any, path: str | os.PathLike[str], *, class_names: Seque
 
 
 def _value(variable: Any) -> Callable[[], np.ndarray[Any, Any]]:
-    return lambda: np.array(variable)
+    return lambda: values_of(variable)
 
 
 def _add_digests(path: Path, said: Mapping[str, str]) -> None:

@@ -60,7 +60,8 @@ def file_arrays(archive: Archive) -> list[FileArray]:
     found = []
     for name, info in archive.arrays.items():
         layer = "" if info.layer == _TOP_LEVEL else info.layer
-        variable = info.variable.removeprefix(f"{layer}_") if layer else info.variable
+        plain = info.variable.removeprefix(f"{layer}_") if layer else info.variable
+        variable = info.variable if "/" in plain else plain  # Keras 1 named a variable `dense_1_W`
         inner, _, variable = variable.rpartition("/")
         path = "/".join(part for part in (layer, inner) if part)
         kind = kinds.get(path, "")

@@ -24,7 +24,7 @@ from transferkit.weights.readers import Archive
 from transferkit.weights.report import LoadedTensor, LoadReport, by_layer_and_reason
 from transferkit.weights.sources import file_arrays, looks_like_torch
 from transferkit.weights.values import bad_values, dtype_problem, lossy_cast
-from transferkit.weights.variables import Slot, check_built, flattened_shapes, leaf_layers_of, slots_of
+from transferkit.weights.variables import Slot, check_built, flattened_shapes, leaf_layers_of, slots_of, values_of
 
 __all__ = ["TORCH_WORDS", "Staged", "Wishes"]
 
@@ -218,7 +218,7 @@ class Staged:
             return misfit(f"{named} was announced as {info.dtype.name} {info.shape}, it holds {array.dtype.name} {array.shape}")
         cast = f"{info.dtype.name} → {slot.dtype.name}" if lossy_cast(info.dtype, slot.dtype) else ""
         why = "; ".join(word for word in (how.text, cast) if word)
-        adapted = how.apply(array, lambda: np.array(slot.variable))
+        adapted = how.apply(array, lambda: values_of(slot.variable))
         self.staged.append(Assignment(slot.variable, _constant(adapted), slot.dtype, slot.size * slot.dtype.itemsize))
         outcome = pool.submit(self._examined, array, adapted, slot)
 
@@ -289,9 +289,9 @@ class Staged:
                 "model's own optimizer stays as it is"
             )
         optimizer = getattr(self.model, "optimizer", None)
-        if optimizer is not None and optimizer.built and int(np.asarray(optimizer.iterations)) > 0:
+        if optimizer is not None and optimizer.built and int(values_of(optimizer.iterations)) > 0:
             notes.append(
-                f"the model's optimizer has taken {int(np.asarray(optimizer.iterations))} steps with other weights; compile the "
+                f"the model's optimizer has taken {int(values_of(optimizer.iterations))} steps with other weights; compile the "
                 "model again before training"
             )
         return notes

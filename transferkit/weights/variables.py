@@ -20,7 +20,7 @@ from transferkit.weights.digest import digest_of
 from transferkit.weights.matching import ModelVariable
 from transferkit.weights.names import covers
 
-__all__ = ["Slot", "check_built", "digests_of", "flattened_shapes", "leaf_layers_of", "slots_of"]
+__all__ = ["Slot", "check_built", "digests_of", "flattened_shapes", "leaf_layers_of", "slots_of", "values_of"]
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,15 @@ def slots_of(model: Any) -> list[Slot]:
     return list(found.values())
 
 
+def values_of(variable: Any) -> np.ndarray[Any, Any]:
+    """The values a Keras variable holds."""
+    values: np.ndarray[Any, Any] = keras.ops.convert_to_numpy(variable)
+    return values
+
+
 def digests_of(model: Any) -> dict[str, str]:
     """The digest of each variable's values, by its path in the model."""
-    return {slot.name: digest_of(np.asarray(slot.variable)) for slot in slots_of(model)}
+    return {slot.name: digest_of(values_of(slot.variable)) for slot in slots_of(model)}
 
 
 def check_built(model: Any, *, asked: str, except_for: tuple[str, ...] = ()) -> None:
