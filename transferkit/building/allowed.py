@@ -51,7 +51,7 @@ LAYERS: frozenset[str] = frozenset(
 
 #: Layers of Keras 1 and 2 that Keras 3 has no counterpart for; `retired_layers` has them.
 RETIRED: frozenset[str] = frozenset(
-    ("Highway", "LocallyConnected1D", "LocallyConnected2D", "MaxoutDense", "ParametricSoftplus", "SReLU")
+    ("Highway", "LayerScale", "LocallyConnected1D", "LocallyConnected2D", "MaxoutDense", "ParametricSoftplus", "SReLU")
 )
 
 ACTIVATIONS: frozenset[str] = frozenset(

@@ -9,6 +9,7 @@ built. May import Keras.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,9 @@ Config = Mapping[str, Any]
 _BASE = frozenset(("name", "trainable", "dtype", "activity_regularizer", "autocast"))
 #: An unrolled loop is a graph as long as the sequence; the results are the same without.
 _MAX_UNROLL = 500
+_NAMED_LIKE_OPERATIONS = (
+    *("Add", "Average", "Concatenate", "Dot", "Identity", "Maximum", "Minimum", "Multiply", "Reshape", "Softmax", "Subtract"),
+)
 
 _LAYERS: dict[str, Any] = {name: getattr(keras.layers, name) for name in allowed.LAYERS if hasattr(keras.layers, name)}
 _LAYERS |= {name: getattr(retired_layers, name) for name in allowed.RETIRED}
@@ -300,6 +304,8 @@ def _sequential(shop: _Workshop, plain: Config) -> Built:
     for built in inner:
         shape = model.outputs[0] if model.built and model.outputs else None
         _check_size(shop, built.plain, built.layer, shape)
+        if shape is not None:
+            _with_output_shape(built.plain, built.layer, shape)
         try:
             model.add(built.layer)
         except Exception as error:
@@ -312,6 +318,8 @@ def _sequential(shop: _Workshop, plain: Config) -> Built:
 def _functional(shop: _Workshop, plain: Config) -> Built:
     config = plain["config"]
     inner = [_layer(shop, item) for item in config["layers"]]
+    if any(not isinstance(built.layer, keras.layers.Layer) for built in inner):
+        _pass_names([built.layer.name for built in inner if isinstance(built.layer, keras.layers.Layer)])
     outputs: dict[tuple[str, int], list[Any]] = {}
     waiting: list[tuple[Built, int]] = []
     for built in inner:
@@ -360,6 +368,18 @@ def _functional(shop: _Workshop, plain: Config) -> Built:
     return Built(plain, model, tuple(inner))
 
 
+def _pass_names(names: Sequence[str]) -> None:
+    """Lets Keras's automatic names run past those of the file's layers: operations get one, and it must not be taken."""
+    for kind in _NAMED_LIKE_OPERATIONS:
+        own = re.sub(r"(?<!^)(?=[A-Z])", "_", kind).lower()
+        taken = [int(found[1] or 0) for name in names if (found := re.fullmatch(rf"{own}(?:_(\d{{1,4}}))?", name))]
+        while taken:
+            made = getattr(keras.layers, kind)(**({"target_shape": (1,)} if kind == "Reshape" else {"axes": 1} if kind == "Dot" else {}))
+            last = re.fullmatch(rf"{own}(?:_(\d+))?", made.name)
+            if last is None or int(last[1] or 0) >= max(taken):
+                break
+
+
 def _ready(value: Any, outputs: Mapping[tuple[str, int], Any]) -> bool:
     if isinstance(value, Mapping):
         if set(value) == {"tensor"}:
@@ -372,8 +392,7 @@ def _called(shop: _Workshop, built: Built, args: Sequence[Any], kwargs: Mapping[
     layer, plain = built.layer, built.plain
     first = keras.tree.flatten(args[0])[0] if args and keras.tree.flatten(args[0]) else None
     _check_size(shop, plain, layer, first)
-    if "output_shape" in plain and isinstance(layer, (keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)):
-        layer = _with_output_shape(plain, layer, first)
+    _with_output_shape(plain, layer, first)
     call: Callable[..., Any] = layer
     try:
         if isinstance(layer, keras.layers.Layer):
@@ -395,15 +414,17 @@ def _call_arguments(plain: Config, layer: Any, kwargs: Mapping[str, Any]) -> dic
     return {key: value for key, value in given.items() if key in parameters or open_ended}
 
 
-def _with_output_shape(plain: Config, layer: Any, tensor: Any) -> Any:
+def _with_output_shape(plain: Config, layer: Any, tensor: Any) -> None:
     """Keras 1's Deconvolution2D was told the size of its output, where several fit; that is `output_padding` now."""
+    if "output_shape" not in plain or not isinstance(layer, (keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)):
+        return
     wanted = plain["output_shape"]
     given = layer.compute_output_shape(tensor.shape)
     if len(wanted) != len(given) or layer.output_padding is not None or None in given[1:]:
-        return layer
+        return
     spatial = range(2, len(given)) if layer.data_format == "channels_first" else range(1, len(given) - 1)
     if all(wanted[i] in (None, given[i]) for i in spatial):
-        return layer
+        return
     padding = []
     for i, k, s in zip(spatial, layer.kernel_size, layer.strides, strict=True):
         trimmed = 2 * (k // 2) if layer.padding == "same" else 0
@@ -411,4 +432,3 @@ def _with_output_shape(plain: Config, layer: Any, tensor: Any) -> Any:
     if any(not 0 <= p < s for p, s in zip(padding, layer.strides, strict=True)):
         raise _failed(plain, f"an output of the shape {wanted}, which its input of shape {tuple(tensor.shape)} can't give")
     layer.output_padding = tuple(padding)
-    return layer

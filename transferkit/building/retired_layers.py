@@ -14,6 +14,7 @@ from transferkit._keras import keras
 
 __all__ = [
     "Highway",
+    "LayerScale",
     "LocallyConnected1D",
     "LocallyConnected2D",
     "MaxoutDense",
@@ -68,7 +69,7 @@ class _KernelLayer(keras.layers.Layer):
         self.bias_constraint = keras.constraints.get(bias_constraint)
 
     def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
+        config: dict[str, Any] = super().get_config()
         config |= {name: getattr(self, name) for name in self._SETTINGS}
         for key in ("kernel_initializer", "bias_initializer"):
             config[key] = keras.initializers.serialize(getattr(self, key))
@@ -246,6 +247,31 @@ class LocallyConnected2D(_LocallyConnected):
     _RANK = 2
 
 
+@final
+@_registered
+class LayerScale(keras.layers.Layer):
+    """A learned factor for each channel (Touvron et al., 2021), as keras.applications' ConvNeXt has it inside.
+
+    Args:
+        init_values: Where the factors began.
+        projection_dim: The number of channels.
+    """
+
+    def __init__(self, init_values: float, projection_dim: int, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.init_values, self.projection_dim = init_values, projection_dim
+
+    def build(self, input_shape: Sequence[int]) -> None:  # noqa: ARG002 - it is told the channels
+        initializer = keras.initializers.Constant(self.init_values)
+        self.gamma = self.add_weight(name="gamma", shape=(self.projection_dim,), initializer=initializer)
+
+    def call(self, inputs: Any) -> Any:
+        return inputs * self.gamma
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "init_values": self.init_values, "projection_dim": self.projection_dim}
+
+
 class _ShapedActivation(keras.layers.Layer):
     """An activation with parameters of the input's shape, shared along some axes."""
 
@@ -263,7 +289,7 @@ class _ShapedActivation(keras.layers.Layer):
             setattr(self, name, self.add_weight(name=name, shape=tuple(shape), initializer="zeros"))
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"shared_axes": self.shared_axes or None}
+        return {**super().get_config(), "shared_axes": self.shared_axes or None}
 
 
 @final
@@ -292,7 +318,7 @@ class ParametricSoftplus(_ShapedActivation):
         return ops.softplus(self.betas * inputs) * self.alphas
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"alpha_init": self.alpha_init, "beta_init": self.beta_init}
+        return {**super().get_config(), "alpha_init": self.alpha_init, "beta_init": self.beta_init}
 
 
 @final
@@ -329,4 +355,4 @@ class SReLU(_ShapedActivation):
         return ops.where(inputs > right, right + self.a_right * (inputs - right), below)
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | self._said
+        return {**super().get_config(), **self._said}
