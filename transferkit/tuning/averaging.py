@@ -38,6 +38,9 @@ class AverageWeights(keras.callbacks.Callback):
     At the end of the phase the average stays in the model. Belongs to an optimizer made with `average=`.
     """
 
+    #: Must be told before a batch, and is content to hear of many at once.
+    joins_batches = True
+
     def __init__(self) -> None:
         super().__init__()
         self._shown = False

@@ -76,6 +76,9 @@ class TensorBoardLogs(keras.callbacks.Callback):
         MissingExtraError: when TensorBoard isn't installed.
     """
 
+    #: Counts batches, and is content to hear of many at once.
+    joins_batches = True
+
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         super().__init__()
         try:

@@ -188,13 +188,15 @@ def batch_hooks(callbacks: Any) -> list[str]:
     """The names of the callbacks that want to be told of every batch, for which each step returns to Python.
 
     Keras's own savers count as such only where they are set to save between epochs, its TensorBoard where it writes or profiles
-    batches.
+    batches. One with an attribute `joins_batches` that is true is told of many batches as of one.
     """
     return [type(callback).__name__ for callback in callbacks if _wants_batches(callback)]
 
 
 def _wants_batches(callback: Any) -> bool:
-    if isinstance(callback, (keras.callbacks.ProgbarLogger, keras.callbacks.History)):
+    if isinstance(callback, (keras.callbacks.ProgbarLogger, keras.callbacks.History)) or getattr(
+        callback, "joins_batches", False
+    ):
         return False
     if type(callback) in (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore):
         return bool(callback.save_freq != "epoch")
@@ -215,7 +217,7 @@ def train(
     callbacks: Any = None,
     shown: Any = None,
     validation: Rows | None = None,
-    validation_batch_size: int | None = None,
+    evaluate: Callable[[], Mapping[str, Any]] | None = None,
 ) -> None:
     """Trains a compiled model on rows, as `fit` does with its callbacks; changes the model.
 
@@ -228,13 +230,12 @@ def train(
         initial_epoch: The first epoch.
         callbacks: A `CallbackList`, set up for `shown`.
         shown: The model that callbacks know and stop (`stop_training`), where it isn't the one that is trained.
-        validation: Rows to test on after each epoch.
-        validation_batch_size: As `batch_size`.
+        validation: Rows to test on after each epoch, in batches of the same size.
+        evaluate: Tests in another way instead, and gives the logs.
     """
     shown = model if shown is None else shown
     callbacks = keras.callbacks.CallbackList([], model=shown) if callbacks is None else callbacks
     steps = Steps(model, batch_size=batch_size)
-    tests = steps if validation_batch_size in (None, batch_size) else Steps(model, batch_size=int(validation_batch_size or 0))
     single = bool(batch_hooks(callbacks.callbacks))
     single_test = any(_wants_test_batches(callback) for callback in callbacks.callbacks)
     shown.stop_training = False
@@ -244,9 +245,12 @@ def train(
         model.reset_metrics()
         callbacks.on_epoch_begin(epoch)
         logs = dict(_epoch(steps, rows, order(epoch), epoch, callbacks, shown, single=single))
+        tested: Mapping[str, Any] = {}
         if validation is not None:
-            tested = _tested(tests, validation, callbacks, single=single_test)
-            logs.update({f"val_{name}": value for name, value in tested.items()})
+            tested = _tested(steps, validation, callbacks, single=single_test)
+        elif evaluate is not None:
+            tested = evaluate()
+        logs.update({f"val_{name}": value for name, value in tested.items()})
         callbacks.on_epoch_end(epoch, logs)
         if shown.stop_training:
             break
@@ -267,14 +271,17 @@ def _epoch(steps: Steps, rows: Rows, order: np.ndarray[Any, Any], epoch: int, ca
                 break
         return logs
     bars = [callback for callback in callbacks.callbacks if isinstance(callback, keras.callbacks.ProgbarLogger)]
+    joined = [callback for callback in callbacks.callbacks if getattr(callback, "joins_batches", False)]
     step, turn = 0, min(count, 16)
     while step < count:
         stop = min(step + turn, count)
+        for callback in joined:
+            callback.on_train_batch_begin(step)
         begun = time.perf_counter()
         logs = steps.train(rows, order, epoch=epoch, start=step, stop=stop)
         seconds = time.perf_counter() - begun
-        for bar in bars:
-            bar.on_train_batch_end(stop - 1, {name: float(value) for name, value in logs.items()})
+        for callback in (*bars, *joined):
+            callback.on_train_batch_end(stop - 1, {name: float(value) for name, value in logs.items()})
         # The first turn may hold the tracing, so the pace is only ever raised by what later ones show.
         turn = max(turn, int((stop - step) * _TURN_SECONDS / max(seconds, 1e-9)))
         step = stop

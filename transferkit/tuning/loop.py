@@ -15,6 +15,7 @@ from transferkit._keras import keras
 from transferkit.data import Data, is_arrays, row_count
 from transferkit.errors import TrainingError
 from transferkit.tuning.averaging import recalibrate_batch_norm
+from transferkit.tuning.caching import Cache
 from transferkit.tuning.callbacks import Progress
 from transferkit.tuning.feeding import ListedBatches, epoch_order, ordered_dataset
 from transferkit.tuning.objectives import Objective
@@ -45,6 +46,7 @@ class Job:
         steps_per_epoch: As `fit` takes it.
         validation_steps: As `fit` takes it.
         verbose: As `fit` takes it.
+        cache: Whether frozen layers are computed once: True, False, a folder, or None for what pays.
     """
 
     data: Any
@@ -61,6 +63,7 @@ class Job:
     steps_per_epoch: int | None = None
     validation_steps: int | None = None
     verbose: Any = "auto"
+    cache: bool | str | None = None
 
 
 @dataclass
@@ -145,6 +148,15 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
     starts = job.settings.starts(model)
     minimised = job.targets.objective
     batches_an_epoch = job.steps_per_epoch or _steps(source)
+    cache = Cache(
+        job.cache,
+        data=job.data,
+        validation=job.validation,
+        batch_size=job.batch_size,
+        class_weight=job.class_weight,
+        mixes=job.targets.mixing is not None,
+        steps_per_epoch=job.steps_per_epoch,
+    )
     progress = Progress([(plan.phase.name, plan.phase.epochs) for plan in plans])
     optimizer: Any = None
     begun = 0
@@ -177,26 +189,44 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
             progress.begin_phase(index, epoch=begun)
             own = [*job.settings.callbacks(plan, first_epoch=begun), *job.make_callbacks()]
             started = time.perf_counter()
-            model.fit(
-                source,
+            callbacks = _PhaseCallbacks(
+                [_Watch(state), *own, *([progress] if job.verbose == 2 else [])],
+                job.callbacks,
+                first=index == 0,
+                last=index == len(plans) - 1,
+                add_progbar=job.verbose not in (0, 2),
+                verbose=job.verbose,
                 epochs=begun + plan.phase.epochs,
-                initial_epoch=begun,
-                callbacks=_PhaseCallbacks(
-                    [_Watch(state), *own, *([progress] if job.verbose == 2 else [])],
-                    job.callbacks,
-                    first=index == 0,
-                    last=index == len(plans) - 1,
-                    add_progbar=job.verbose not in (0, 2),
-                    verbose=job.verbose,
-                    epochs=begun + plan.phase.epochs,
-                    steps=batches_an_epoch,
-                    model=model,
-                ),
-                validation_data=validation,
-                class_weight=job.class_weight,
-                verbose=0 if job.verbose == 2 else job.verbose,
-                **source_arguments,
+                steps=batches_an_epoch,
+                model=model,
             )
+            cached, words = cache.phase(model, plan)
+            if job.verbose:
+                print(words)
+            if cached is not None:
+                cached.fit(
+                    model,
+                    loss=minimised.loss,
+                    loss_weights=minimised.loss_weights,
+                    metrics=_fresh_metrics(minimised.metrics),
+                    order=lambda epoch: epoch_order(cached.rows.count, seed=job.seed, epoch=epoch),  # noqa: B023 -- used at once
+                    epochs=begun + plan.phase.epochs,
+                    initial_epoch=begun,
+                    batch_size=job.batch_size,
+                    callbacks=callbacks,
+                    evaluate=_evaluation(model, validation, job, callbacks),
+                )
+            else:
+                model.fit(
+                    source,
+                    epochs=begun + plan.phase.epochs,
+                    initial_epoch=begun,
+                    callbacks=callbacks,
+                    validation_data=validation,
+                    class_weight=job.class_weight,
+                    verbose=0 if job.verbose == 2 else job.verbose,
+                    **source_arguments,
+                )
             if job.settings.swa is not None:
                 recalibrate_batch_norm(model, job.data, batch_size=job.batch_size)
             seconds = time.perf_counter() - started
@@ -210,7 +240,7 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
                 fix="train again from the loaded weights with a lower learning_rate",
             )
         steps = raw_steps(optimizer) - before
-        records.append(PhaseRecord(plan.phase.name, ran, plan.phase.epochs, plan.trained_parameters, seconds, steps))
+        records.append(PhaseRecord(plan.phase.name, ran, plan.phase.epochs, plan.trained_parameters, seconds, steps, words))
         begun += ran
     # A model that leaves the library opens without it: a plain optimizer, and the loss without what training did to it.
     plain = as_plain(optimizer)
@@ -222,6 +252,13 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
             metrics=_fresh_metrics(job.objective.metrics),
         )
     return state.history, records
+
+
+def _evaluation(model: Any, validation: Any, job: Job, callbacks: Any) -> Callable[[], Any] | None:
+    """Tests the whole model on data that gives no features, as `fit` does."""
+    if validation is None:
+        return None
+    return lambda: model.evaluate(validation, steps=job.validation_steps, callbacks=callbacks, verbose=0, return_dict=True)
 
 
 def _fresh_metrics(metrics: Any) -> Any:

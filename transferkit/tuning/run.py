@@ -23,6 +23,7 @@ class PhaseRecord:
         trained_parameters: How many numbers trained.
         seconds: How long it took.
         steps: How many batches it trained on.
+        frozen: How its frozen layers were computed, once or in every epoch, and why.
     """
 
     name: str
@@ -31,6 +32,7 @@ class PhaseRecord:
     trained_parameters: int
     seconds: float
     steps: int = 0
+    frozen: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Run:
             columns=("phase", ">epochs", ">parameters trained", ">seconds", *(f">{name}" for name in names)),
             rows=rows,
             title=f"Fine-tuned for {self.epochs} epochs on {self.placement or 'one device'}, seed {self.seed}",
-            notes=self.notes,
+            notes=(*self.notes, *(f"Phase {phase.name!r}: {phase.frozen}." for phase in self.phases if phase.frozen)),
         )
 
     def __str__(self) -> str:

@@ -6,7 +6,7 @@ import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
 from typing_extensions import Self
@@ -15,10 +15,12 @@ from transferkit._keras import keras
 from transferkit._objects import FunctionReference, KerasObject, as_value
 from transferkit._plan import FrozenMapping, Plan, steps_named
 from transferkit._table import Table
+from transferkit.building.frontier import Split
 from transferkit.building.heads import heads_of
 from transferkit.data import split
 from transferkit.errors import ModelError, PlanError, did_you_mean
 from transferkit.placement import Placement
+from transferkit.tuning.caching import planned_split
 from transferkit.tuning.callbacks import TensorBoardLogs
 from transferkit.tuning.defaults import default_plan, explanation
 from transferkit.tuning.feeding import check_inputs, first_rows
@@ -38,9 +40,14 @@ class Description:
     """What a plan means for a model, before a step is run: each phase as a table of the model's layers."""
 
     phases: tuple[PhasePlan, ...]
+    splits: tuple[Split | None, ...] = ()
 
     def _tables(self) -> list[Table]:
-        return [plan.table() for plan in self.phases]
+        tables = [plan.table() for plan in self.phases]
+        return [
+            replace(table, notes=(*table.notes, _computed(made)))
+            for table, made in zip(tables, self.splits or [None] * len(tables), strict=True)
+        ]
 
     def __str__(self) -> str:
         return "\n\n".join(map(str, self._tables()))
@@ -52,10 +59,24 @@ class Description:
         """The tables as plain lists and dicts."""
         return {
             "phases": [
-                {"name": plan.phase.name, "epochs": plan.phase.epochs, "layers": [_row(item) for item in plan.layers]}
-                for plan in self.phases
+                {
+                    "name": plan.phase.name,
+                    "epochs": plan.phase.epochs,
+                    "layers": [_row(item) for item in plan.layers],
+                    "computed_once": list(made.cached) if made else [],
+                }
+                for plan, made in zip(self.phases, self.splits or [None] * len(self.phases), strict=True)
             ]
         }
+
+
+def _computed(made: Split | None) -> str:
+    if made is None:
+        return "Every layer is computed in every epoch, as the plan says."
+    if not made or not any(layer.weights for layer in made.prefix.layers):
+        return "Every layer is computed in every epoch."
+    places = " and ".join(item.name for item in made.boundary)
+    return f"{len(made.cached)} layers can be computed once, up to {places}: {made.nbytes:,} bytes a row."
 
 
 def _row(item: Any) -> dict[str, Any]:
@@ -86,6 +107,7 @@ class FineTuner(Plan):
     STEPS: ClassVar[frozenset[str]] = frozenset(
         {
             "batch_norm",
+            "cache",
             "cutmix",
             "early_stopping",
             "ema",
@@ -348,6 +370,23 @@ class FineTuner(Plan):
             raise PlanError("Planning early stopping.", found=f"patience={patience!r}; it must be a whole number, at least 0")
         return self._then("early_stopping", patience=patience, monitor=monitor, restore_best=restore_best)
 
+    def cache(self, cache: bool | str | os.PathLike[str]) -> Self:
+        """Whether what a phase freezes is computed once for every row, and the phase trains on the features.
+
+        Where nothing is said, it is done where it pays. Losses and weights are the same either way; `docs/feature-cache.md`
+        says how nearly.
+
+        Args:
+            cache: True wherever it can be done, also for data that comes in batches, whose rows are then shuffled like arrays;
+                False never; or a folder, where the features are kept for later runs.
+        """
+        value = os.fspath(cache) if isinstance(cache, os.PathLike) else cache
+        if not isinstance(value, (bool, str)) or value == "":
+            raise PlanError(
+                "Planning the feature cache.", found=f"{cache!r}", fix='.cache(True), .cache(False) or .cache("folder")'
+            )
+        return self._then("cache", cache=value)
+
     def batch_norm(self, policy: str) -> Self:
         """What BatchNorm does in layers that train.
 
@@ -393,6 +432,11 @@ class FineTuner(Plan):
         Raises:
             ModelError: when a phase selects layers the model hasn't got, or nothing that could train.
         """
+        plans = self._resolved(model)
+        off = self._cache() is False
+        return Description(plans, tuple(None if off else planned_split(model, plan) for plan in plans))
+
+    def _resolved(self, model: Any) -> tuple[PhasePlan, ...]:
         heads_of(model)
         rates = tuple((layers, factor) for layers, factor in (self._bound(step).values() for step in steps_named(self, ["rate"])))
         plans = tuple(resolve(model, phase, batch_norm=self._policy(), rates=rates) for phase in self.phases())
@@ -404,7 +448,11 @@ class FineTuner(Plan):
                 cause="it selects only layers without weights, or only BatchNorm, which keeps its weights",
                 fix='select layers with weights, or .batch_norm("adapt")',
             )
-        return Description(plans)
+        return plans
+
+    def _cache(self) -> bool | str | None:
+        chosen = self._last("cache")
+        return chosen["cache"] if chosen else None
 
     def make_optimizer(self, learning_rate: float | None = None) -> Any:
         """A fresh optimizer of the plan's, at that rate where one is given."""
@@ -500,7 +548,7 @@ class FineTuner(Plan):
                 together.
             TrainingError: when the loss stops being finite, or a frozen weight changes.
         """
-        description = self.describe(model)
+        plans = self._resolved(model)
         given_seed = seed is not None
         seed = secrets.randbits(31) if seed is None else seed
         _check_arguments(batch_size=batch_size, seed=seed)
@@ -515,7 +563,7 @@ class FineTuner(Plan):
         self._check_monitor(validation_data)
         objective = self.objective(model, batch.y)
         settings = self._settings()
-        settings.check(self.make_optimizer(None), description.phases)
+        settings.check(self.make_optimizer(None), plans)
         targets = settings.targets(objective, heads, class_weight=class_weight)
         job = Job(
             data=data,
@@ -532,21 +580,22 @@ class FineTuner(Plan):
             steps_per_epoch=steps_per_epoch,
             validation_steps=validation_steps,
             verbose=verbose,
+            cache=self._cache(),
         )
         if given_seed:
             keras.utils.set_random_seed(seed % 2**32)
         if placement is None:
-            history, records = run_phases(model, description.phases, job)
+            history, records = run_phases(model, plans, job)
         else:
             with placement.scope() as strategy:
                 Placement.check_model(model, strategy)
-                history, records = run_phases(model, description.phases, job)
+                history, records = run_phases(model, plans, job)
         return Run(
             history=history,
             phases=tuple(records),
             seed=seed,
             placement=placement.describe() if placement else "",
-            notes=(f"Loss: {objective.reason}.", *_notes(history, heads, objective, description, records)),
+            notes=(f"Loss: {objective.reason}.", *_notes(history, heads, objective, plans, records)),
         )
 
     def _check_monitor(self, validation: Any) -> None:
@@ -563,13 +612,13 @@ def _notes(
     history: Mapping[str, Sequence[float]],
     heads: Sequence[Any],
     objective: Objective,
-    description: Description,
+    plans: Sequence[PhasePlan],
     records: Sequence[PhaseRecord],
 ) -> list[str]:
     """What the user should know before trusting the run."""
     one = len(heads) == 1 and not isinstance(objective.loss, (dict, list, tuple)) and bool(heads[0].shape)
     chance = worse_than_chance(history, heads[0].shape[-1] if one else None)
-    return [*([chance] if chance else []), *unsettled(description.phases, records)]
+    return [*([chance] if chance else []), *unsettled(plans, records)]
 
 
 def _is_number(value: Any) -> bool:
