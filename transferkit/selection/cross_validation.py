@@ -27,7 +27,7 @@ from transferkit.placement import Placement
 from transferkit.recipe import Recipe
 from transferkit.storage import atomic_path
 
-__all__ = ["CrossValidation", "cross_validate"]
+__all__ = ["CrossValidation", "cross_validate", "fold_seed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +152,7 @@ def cross_validate(
                 test_data=source.take(fold.test),
                 batch_size=batch_size,
                 class_weight=class_weight,
-                seed=_fold_seed(seed, fold),
+                seed=fold_seed(seed, fold),
                 placement=placement,
                 verbose=verbose,
             )
@@ -199,7 +199,8 @@ def _as_data(data: Any) -> Data:
     return source
 
 
-def _fold_seed(seed: int, fold: Fold) -> int:
+def fold_seed(seed: int, fold: Fold) -> int:
+    """The seed of one fold's run, so that a fold can be run again by itself."""
     return int(np.random.SeedSequence([seed, fold.repeat, fold.fold]).generate_state(1)[0])
 
 
