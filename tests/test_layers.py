@@ -28,7 +28,6 @@ FLOORS: dict[int, tuple[str, ...]] = {
     6: ("recipe",),
     7: ("selection", "bundle", "doctor"),
     8: ("commands", "demo", "__main__", "__init__"),
-    8: ("demo", "commands", "__main__", "__init__"),
 }
 
 #: Modules that know nothing of Keras: the standard library, NumPy, ml_dtypes and h5py, and modules as pure as they are.
@@ -57,15 +56,11 @@ PURE: tuple[str, ...] = (
     "selection.scores",
 )
 #: Exceptions to a room named in PURE.
-NOT_PURE: tuple[str, ...] = ("weights.readers.tf_checkpoint",)
-PURE_PACKAGES = {"numpy", "h5py", "ml_dtypes", "typing_extensions"}
 
-#: Packages that `pip install transferkit` brings (ml_dtypes comes with TensorFlow: the types that NumPy lacks, bfloat16 for one).
-CORE_PACKAGES = {"tensorflow", "keras", "ml_dtypes", "numpy", "h5py", "typing_extensions"}
 NOT_PURE: tuple[str, ...] = ()
 PURE_PACKAGES = {"numpy", "ml_dtypes", "h5py", "typing_extensions"}
 
-#: Packages that `pip install transferkit` brings.
+#: Packages that `pip install transferkit` brings (ml_dtypes comes with TensorFlow: the types that NumPy lacks, bfloat16 for one).
 CORE_PACKAGES = {"tensorflow", "keras", "numpy", "ml_dtypes", "h5py", "typing_extensions"}
 #: Packages that an extra brings: imported inside the function that needs them, nowhere else.
 OPTIONAL_PACKAGES = {

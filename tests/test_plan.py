@@ -74,7 +74,8 @@ def test_plans_cannot_be_assigned_to() -> None:
 
 def test_a_default_written_out_is_the_same_plan() -> None:
     assert tk.ModelBuilder((4,)).pool("avg") == tk.ModelBuilder((4,)).pool()
-    assert tk.ModelBuilder([4]).dense(np.int64(3)) == tk.ModelBuilder((4,)).dense(units=3)
+    three: Any = np.int64(3)
+    assert tk.ModelBuilder([4]).dense(three) == tk.ModelBuilder((4,)).dense(units=3)
 
 
 def test_an_array_has_no_place_in_a_plan() -> None:
