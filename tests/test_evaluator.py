@@ -200,8 +200,14 @@ def test_lengths_that_vary_from_batch_to_batch() -> None:
     data = [(generator.integers(0, 9, (4, length)), generator.integers(0, 2, 4)) for length in (3, 7, 5)]
     evaluation = Evaluator("accuracy").run(model, iter(data))
     assert len(evaluation.rows) == 12
-    with pytest.raises(DataError, match="batches given as a list are read as"):
-        Evaluator("accuracy").run(model, data)
+    with pytest.raises(DataError) as caught:
+        Evaluator("accuracy").run(model, (data[0][0], (data[0][1], data[0][1])))
+    assert str(caught.value) == (
+        "Evaluating a model.\n"
+        "  found: labels in 2 parts for one output\n"
+        "  likely cause: labels of a model with several outputs\n"
+        "  to fix it: give one array of labels"
+    )
 
 
 def test_keras_metrics_beside(x: NDArray[np.float32]) -> None:

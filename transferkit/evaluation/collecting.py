@@ -235,8 +235,8 @@ def _label_array(labels: Any) -> NDArray[np.generic]:
         raise DataError(
             "Evaluating a model.",
             found=f"labels in {len(labels)} parts for one output",
-            cause="batches given as a list are read as (x, y) of structures",
-            fix="give batches as a generator or a tf.data.Dataset, and arrays as (x, y)",
+            cause="labels of a model with several outputs",
+            fix="give one array of labels",
         )
     return np.asarray(labels)
 
