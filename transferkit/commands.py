@@ -12,7 +12,6 @@ from collections.abc import Callable
 import transferkit
 from transferkit.errors import PlanError
 from transferkit.weights.inspection import inspect_weights
-from transferkit.weights.writing import convert_weights
 
 __all__ = ["add_convert", "add_inspect", "add_match"]
 
@@ -86,7 +85,8 @@ def add_convert(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    written = convert_weights(arguments.source, arguments.target, sha256=arguments.sha256, progress=_progress())
+    writing = importlib.import_module("transferkit.weights.writing")  # h5py, which `inspect` does without
+    written = writing.convert_weights(arguments.source, arguments.target, sha256=arguments.sha256, progress=_progress())
     print(written)
     return 0
 
