@@ -1,7 +1,8 @@
 """What a file may name: the classes and functions of Keras that are safe to make from a configuration, and how large they may be.
 
 An allow-list, since a list of what is forbidden needs repair after repair: a name that doesn't stand here is asked for in
-`custom_objects`, never looked up. Left out on purpose: `Lambda` (code), `TFSMLayer`, `TorchModuleWrapper`, `JaxLayer`, `FlaxLayer`
+`custom_objects`, never looked up. Left out on purpose: `Lambda` (code), `TFSMLayer`, `TorchModuleWrapper`, `JaxLayer`,
+`FlaxLayer`
 (they open other files or hold functions). `elements` foretells how many numbers a layer will allocate when it is built, so that
 `Dense(10**9)` is refused before the memory goes and not while it does. Pure: standard library only.
 """

@@ -103,20 +103,25 @@ def open_model(
     """A plain Keras model from a file of Keras 1, 2, tf.keras, tf_keras or Keras 3, architecture and weights.
 
     Nothing from the file is executed: layers, activations, initializers, regularizers and constraints come from an allow-list, or
-    from `custom_objects`. Every weight gets its array, or nothing is returned. What was put into other words, and whether anything
-    stands in the way, is told by `explain_model(path)`, which builds nothing; `open_model` returns the model alone, so that it can
+    from `custom_objects`. Every weight gets its array, or nothing is returned. What was put into other words, and whether
+    anything
+    stands in the way, is told by `explain_model(path)`, which builds nothing; `open_model` returns the model alone, so that it
+    can
     stand wherever `keras.models.load_model` stood.
 
     Args:
         path: A `.h5`, `.hdf5` or `.keras` file with a whole model, or a weights file together with `config`.
         custom_objects: Name → class or function that only its author has: layers by their class, activations, regularizers and
-            constraints by their name. At a layer's own name, a function of the layer's inputs (or a layer) that takes the place of a
+            constraints by their name. At a layer's own name, a function of the layer's inputs (or a layer) that takes the place
+            of a
             `Lambda` or of a call of TensorFlow.
-        compile: Whether to compile with the optimizer's settings, the loss and the metrics of the file. Off by default, other than
+        compile: Whether to compile with the optimizer's settings, the loss and the metrics of the file. Off by default, other
+            than
             in Keras: a model is opened to predict or to be tuned anew, and a file's custom loss would keep it from opening.
         config: The architecture where the file holds weights alone: a path to the JSON of `model.to_json()`, or its content.
         input_shape: The shape of one example, for a Sequential whose file doesn't say it.
-        backend: `"theano"` or `"tensorflow"`, what the model was trained on, where the file doesn't say it: Theano turned kernels round.
+        backend: `"theano"` or `"tensorflow"`, what the model was trained on, where the file doesn't say it:
+            Theano turned kernels round.
         sha256: The expected SHA-256 of the file, 64 hexadecimal digits.
         limits: What the file may ask for; by default `Limits()`.
         trusted: Skips the separate process in which unusual HDF5 structures are read.
@@ -232,7 +237,7 @@ def _with_config(archive: Archive, config: str | os.PathLike[str] | Mapping[str,
                 f"Opening {archive.path!r}.",
                 found=f"weights alone ({len(archive.arrays)} arrays), without the model's architecture",
                 cause="the file was written by save_weights, or isn't of Keras",
-                fix="build the model with its code, then WeightLoader(path).load(model); or open_model(path, config='model.json')",
+                fix="build the model with its code, then WeightLoader(path).load(model); or give config='model.json'",
             )
         return archive
     if isinstance(config, Mapping):
@@ -265,4 +270,5 @@ def _upgraded(archive: Archive, input_shape: Sequence[int | None] | None, max_la
 
 def _count(plain: Mapping[str, Any]) -> int:
     inner = plain["config"].get("layers")
-    return sum(_count(one) for one in inner) if isinstance(inner, list) and plain["class_name"] in ("Sequential", "Functional") else 1
+    model = isinstance(inner, list) and plain["class_name"] in ("Sequential", "Functional")
+    return sum(_count(one) for one in inner) if model else 1

@@ -1,9 +1,9 @@
 """Functions of TensorFlow, and operations of Keras 3, that stand between the layers of a saved model, as calls of `keras.ops`.
 
-tf.keras wrote `a + b` between layers as a layer that names a TensorFlow function (`TFOpLambda`, before 2.4 `TensorFlowOpLayer`); Keras
-3 writes an operation of its own. Each name on the lists here is bound to one function of `keras.ops` by hand: plain mathematics and
-shape work, nothing that reads, writes or calls. Three families: `TF_FUNCTIONS` by their TensorFlow names and arguments, `GRAPH_OPS`
-by the kind of a graph's node, `KERAS_OPERATIONS` by class. May import Keras.
+tf.keras wrote `a + b` between layers as a layer that names a TensorFlow function (`TFOpLambda`, before 2.4 `TensorFlowOpLayer`);
+Keras 3 writes an operation of its own. Each name on the lists here is bound to one function of `keras.ops` by hand: mathematics
+and shape work, nothing that reads, writes or calls. Three families: `TF_FUNCTIONS` by TensorFlow's names and arguments,
+`GRAPH_OPS` by the kind of a graph's node, `KERAS_OPERATIONS` by class. May import Keras.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def _leaky_relu(features: Any, alpha: float = 0.2) -> Any:
 def _depth_to_space(input: Any, block_size: int, data_format: str = "NHWC") -> Any:
     if data_format != "NHWC":
         raise ModelError("Rebuilding depth_to_space between two layers.", found=f"the format {data_format}")
-    n, h, w, c = input.shape
+    _, h, w, c = input.shape
     if h is None or w is None:
         raise ModelError("Rebuilding depth_to_space between two layers.", found="an image whose size is not known")
     depth = c // block_size**2
@@ -340,7 +340,7 @@ def _tf_functions() -> dict[str, Function]:
     for name in ("l2_normalize", "softmax", "log_softmax"):
         table[f"math.{name}"] = table[f"linalg.{name}"] = _NN[name]
     table["math.argmax"], table["math.argmin"] = _arg(ops.argmax), _arg(ops.argmin)
-    table["math.cumsum"] = lambda x, axis=0, exclusive=False, reverse=False: ops.cumsum(x, axis=axis)
+    table["math.cumsum"] = lambda x, axis=0: ops.cumsum(x, axis=axis)
     table.update(_SHAPES)
     for name in ("math.abs", "math.exp", "math.sqrt", "math.tanh", "math.sigmoid", "math.pow", "math.maximum", "math.minimum"):
         table[name.removeprefix("math.")] = table[name]
@@ -475,25 +475,26 @@ KERAS_OPERATIONS: Mapping[str, Function] = {
     **{
         name: getattr(ops, function)
         for name, function in {
-            "Absolute": "abs", "Add": "add", "All": "all", "Any": "any", "Arccos": "arccos", "Arcsin": "arcsin", "Arctan": "arctan",
-            "Arctan2": "arctan2", "Argmax": "argmax", "Argmin": "argmin", "Average": "average", "BroadcastTo": "broadcast_to",
-            "Cast": "cast", "Ceil": "ceil", "Clip": "clip", "Concatenate": "concatenate", "Cos": "cos", "Cosh": "cosh",
-            "Cumsum": "cumsum", "Divide": "divide", "Dot": "dot", "Einsum": "einsum", "Elu": "elu", "Equal": "equal", "Erf": "erf",
-            "Exp": "exp", "ExpandDims": "expand_dims", "Expm1": "expm1", "Flip": "flip", "Floor": "floor",
-            "FloorDivide": "floor_divide", "Gelu": "gelu", "Greater": "greater", "GreaterEqual": "greater_equal",
-            "HardSigmoid": "hard_sigmoid", "HardSilu": "hard_silu", "LeakyRelu": "leaky_relu", "Less": "less",
-            "LessEqual": "less_equal", "Log": "log", "Log1p": "log1p", "LogSigmoid": "log_sigmoid", "LogSoftmax": "log_softmax",
-            "LogicalAnd": "logical_and", "LogicalNot": "logical_not", "LogicalOr": "logical_or", "Logsumexp": "logsumexp",
-            "Matmul": "matmul", "Max": "max", "Maximum": "maximum", "Mean": "mean", "Min": "min", "Minimum": "minimum", "Mod": "mod",
+            "Absolute": "abs", "Add": "add", "All": "all", "Any": "any", "Arccos": "arccos", "Arcsin": "arcsin",
+            "Arctan": "arctan", "Arctan2": "arctan2", "Argmax": "argmax", "Argmin": "argmin", "Average": "average",
+            "BroadcastTo": "broadcast_to", "Cast": "cast", "Ceil": "ceil", "Clip": "clip", "Concatenate": "concatenate",
+            "Cos": "cos", "Cosh": "cosh", "Cumsum": "cumsum", "Divide": "divide", "Dot": "dot", "Einsum": "einsum",
+            "Elu": "elu", "Equal": "equal", "Erf": "erf", "Exp": "exp", "ExpandDims": "expand_dims", "Expm1": "expm1",
+            "Flip": "flip", "Floor": "floor", "FloorDivide": "floor_divide", "Gelu": "gelu", "Greater": "greater",
+            "GreaterEqual": "greater_equal", "HardSigmoid": "hard_sigmoid", "HardSilu": "hard_silu",
+            "LeakyRelu": "leaky_relu", "Less": "less", "LessEqual": "less_equal", "Log": "log", "Log1p": "log1p",
+            "LogSigmoid": "log_sigmoid", "LogSoftmax": "log_softmax", "LogicalAnd": "logical_and",
+            "LogicalNot": "logical_not", "LogicalOr": "logical_or", "Logsumexp": "logsumexp", "Matmul": "matmul",
+            "Max": "max", "Maximum": "maximum", "Mean": "mean", "Min": "min", "Minimum": "minimum", "Mod": "mod",
             "Moveaxis": "moveaxis", "Multiply": "multiply", "Negative": "negative", "Norm": "norm", "NotEqual": "not_equal",
             "OneHot": "one_hot", "OnesLike": "ones_like", "Outer": "outer", "Power": "power", "Prod": "prod",
-            "Reciprocal": "reciprocal", "Relu": "relu", "Relu6": "relu6", "Repeat": "repeat", "Roll": "roll", "Round": "round",
-            "Rsqrt": "rsqrt", "Selu": "selu", "Sigmoid": "sigmoid", "Sign": "sign", "Silu": "silu", "Sin": "sin", "Sinh": "sinh",
-            "Softmax": "softmax", "Softplus": "softplus", "Softsign": "softsign", "Split": "split", "Sqrt": "sqrt",
-            "Square": "square", "Stack": "stack", "Std": "std", "Subtract": "subtract", "Sum": "sum", "Swapaxes": "swapaxes",
-            "Take": "take", "TakeAlongAxis": "take_along_axis", "Tan": "tan", "Tanh": "tanh", "Tensordot": "tensordot",
-            "Tile": "tile", "Transpose": "transpose", "TrueDivide": "true_divide", "Unstack": "unstack", "Var": "var",
-            "Where": "where", "ZerosLike": "zeros_like",
+            "Reciprocal": "reciprocal", "Relu": "relu", "Relu6": "relu6", "Repeat": "repeat", "Roll": "roll",
+            "Round": "round", "Rsqrt": "rsqrt", "Selu": "selu", "Sigmoid": "sigmoid", "Sign": "sign", "Silu": "silu",
+            "Sin": "sin", "Sinh": "sinh", "Softmax": "softmax", "Softplus": "softplus", "Softsign": "softsign",
+            "Split": "split", "Sqrt": "sqrt", "Square": "square", "Stack": "stack", "Std": "std", "Subtract": "subtract",
+            "Sum": "sum", "Swapaxes": "swapaxes", "Take": "take", "TakeAlongAxis": "take_along_axis", "Tan": "tan",
+            "Tanh": "tanh", "Tensordot": "tensordot", "Tile": "tile", "Transpose": "transpose", "TrueDivide": "true_divide",
+            "Unstack": "unstack", "Var": "var", "Where": "where", "ZerosLike": "zeros_like",
         }.items()
     },
     "GetItem": _getitem,

@@ -1,8 +1,11 @@
 """An upgraded and vetted configuration made into a plain Keras model.
 
-Every class comes from the tables below by a name on the allow-list, or from what the user gave; Keras's own deserialization is never
-called, since it looks names up and imports modules. Initializers, regularizers, constraints, activations and inner layers are made
-first and handed over as objects, so a layer's constructor finds no string to look up either. A layer's size is checked before it is
+Every class comes from the tables below by a name on the allow-list, or from what the user gave; Keras's own deserialization is
+never
+called, since it looks names up and imports modules. Initializers, regularizers, constraints, activations and inner layers are
+made
+first and handed over as objects, so a layer's constructor finds no string to look up either. A layer's size is checked before
+it is
 built. May import Keras.
 """
 
@@ -91,7 +94,7 @@ class _Workshop:
         if self.budget is not None and self.spent > self.budget:
             raise UnsafeFileError(
                 "Rebuilding the model of a file.",
-                found=f"at layer {name!r} the model has {self.spent:,} numbers; the file holds weights for {self.budget:,} at most",
+                found=f"at layer {name!r} the model has {self.spent:,} numbers; the file has weights for {self.budget:,} at most",
                 cause="the file asks for more memory than its weights need, or the weights of another model are in it",
                 fix="get the file from a source you trust",
             )
@@ -102,7 +105,8 @@ def rebuild(architecture: Config, *, custom_objects: Mapping[str, Any] | None = 
 
     Args:
         architecture: A model in the plain form of `upgrading`.
-        custom_objects: Name -> class or function: of layers, activations, regularizers, constraints; at a layer's own name, a function
+        custom_objects: Name -> class or function: of layers, activations, regularizers, constraints; at a layer's own name, a
+            function
             or layer that stands for it.
         budget: How many numbers the weights may hold together; None for no limit.
 
@@ -184,9 +188,13 @@ def _accepted(plain: Config, own: Any, arguments: Mapping[str, Any]) -> dict[str
     """The arguments the class takes; those it doesn't know are an error unless they say nothing."""
     # The layers in `retired_layers` hand what they don't name to a base class of theirs.
     family = own.__mro__ if own.__module__ == retired_layers.__name__ else (own,)
-    parameters = {name: p for one in family if one.__module__ == own.__module__ for name, p in inspect.signature(one).parameters.items()}
+    parameters = {
+        name: p for one in family if one.__module__ == own.__module__ for name, p in inspect.signature(one).parameters.items()
+    }
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     known = {name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD} | (_BASE if open_ended else set())
+    if plain["class_name"] in ("LSTM", "GRU", "SimpleRNN"):
+        known.add("zero_output_for_mask")  # the base class takes it, and Bidirectional sets it
     unknown = [key for key, value in arguments.items() if key not in known and value is not None and key not in _BASE]
     if unknown:
         raise ModelError(
@@ -218,8 +226,9 @@ def _custom(plain: Config, own: Any, arguments: Mapping[str, Any]) -> Any:
             found=f"{own!r} in custom_objects is no subclass of keras.layers.Layer",
             fix="give the class of the layer",
         )
+    make: Callable[[dict[str, Any]], Any] = getattr(own, "from_config")  # noqa: B009 - Keras has no types
     try:
-        return own.from_config(dict(arguments))
+        return make(dict(arguments))
     except Exception as error:
         raise ModelError(
             f"Rebuilding layer {plain['name']!r} ({plain['said']}).",
@@ -258,7 +267,7 @@ def _object(shop: _Workshop, plain: Config, kind: str, key: str, value: Any) -> 
         shop.changes.append(Change(plain["name"], f"{key} {name!r} left out: the weights come from the file"))
         return "zeros"
     if kind == "initializers" and given is None:
-        known = inspect.signature(own.__init__).parameters
+        known = inspect.signature(own).parameters
         config = {k: v for k, v in config.items() if k in known and not isinstance(v, Mapping)}
         if not all(isinstance(v, (int, float, str, type(None))) for v in config.values()):
             own, config = keras.initializers.Zeros, {}
@@ -273,11 +282,10 @@ def _object(shop: _Workshop, plain: Config, kind: str, key: str, value: Any) -> 
 # --- Models ---------------------------------------------------------------------------------------------------------
 
 
-def _check_size(shop: _Workshop, plain: Config, layer: Any, tensor: Any) -> None:
+def _check_size(shop: _Workshop, plain: Config, layer: Any, shape: Sequence[Any]) -> None:
     """Foretells what building the layer will allocate, its inner layers included."""
-    if not hasattr(tensor, "shape") or getattr(layer, "built", False):
+    if not isinstance(layer, keras.layers.Layer) or layer.built:
         return
-    shape = list(tensor.shape)
 
     def count(item: Config, shape: Sequence[Any]) -> int:
         inner = list(allowed.inner_layers(item["config"]))
@@ -300,16 +308,27 @@ def _check_size(shop: _Workshop, plain: Config, layer: Any, tensor: Any) -> None
 def _sequential(shop: _Workshop, plain: Config) -> Built:
     config = plain["config"]
     inner = [_layer(shop, item) for item in config["layers"]]
-    model = keras.Sequential(name=config["name"])
+    # The shapes are foretold, since calling the layers here would give each a second output.
+    shape: Any = None
     for built in inner:
-        shape = model.outputs[0] if model.built and model.outputs else None
-        _check_size(shop, built.plain, built.layer, shape)
-        if shape is not None:
-            _with_output_shape(built.plain, built.layer, shape)
+        if isinstance(built.layer, keras.layers.InputLayer):
+            shape = built.layer.batch_shape
+            continue
+        _check_size(shop, built.plain, built.layer, shape or (None,))
         try:
-            model.add(built.layer)
-        except Exception as error:
-            raise _failed(built.plain, _one_line(error)) from error
+            if shape is not None:
+                _with_output_shape(built.plain, built.layer, shape)
+                shape = built.layer.compute_output_shape(shape)
+        except TransferKitError:
+            raise
+        except Exception:  # a layer of the user's that doesn't foretell its shape
+            shape = None
+        if not (isinstance(shape, (list, tuple)) and all(isinstance(n, (int, type(None))) for n in shape)):
+            shape = None
+    try:
+        model = keras.Sequential([built.layer for built in inner], name=config["name"])
+    except Exception as error:
+        raise _failed(plain, _one_line(error)) from error
     if config.get("trainable") is False:
         model.trainable = False
     return Built(plain, model, tuple(inner))
@@ -374,7 +393,9 @@ def _pass_names(names: Sequence[str]) -> None:
         own = re.sub(r"(?<!^)(?=[A-Z])", "_", kind).lower()
         taken = [int(found[1] or 0) for name in names if (found := re.fullmatch(rf"{own}(?:_(\d{{1,4}}))?", name))]
         while taken:
-            made = getattr(keras.layers, kind)(**({"target_shape": (1,)} if kind == "Reshape" else {"axes": 1} if kind == "Dot" else {}))
+            made = getattr(keras.layers, kind)(
+                **({"target_shape": (1,)} if kind == "Reshape" else {"axes": 1} if kind == "Dot" else {})
+            )
             last = re.fullmatch(rf"{own}(?:_(\d+))?", made.name)
             if last is None or int(last[1] or 0) >= max(taken):
                 break
@@ -391,8 +412,9 @@ def _ready(value: Any, outputs: Mapping[tuple[str, int], Any]) -> bool:
 def _called(shop: _Workshop, built: Built, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     layer, plain = built.layer, built.plain
     first = keras.tree.flatten(args[0])[0] if args and keras.tree.flatten(args[0]) else None
-    _check_size(shop, plain, layer, first)
-    _with_output_shape(plain, layer, first)
+    shape = tuple(getattr(first, "shape", (None,)))
+    _check_size(shop, plain, layer, shape)
+    _with_output_shape(plain, layer, shape)
     call: Callable[..., Any] = layer
     try:
         if isinstance(layer, keras.layers.Layer):
@@ -414,12 +436,12 @@ def _call_arguments(plain: Config, layer: Any, kwargs: Mapping[str, Any]) -> dic
     return {key: value for key, value in given.items() if key in parameters or open_ended}
 
 
-def _with_output_shape(plain: Config, layer: Any, tensor: Any) -> None:
+def _with_output_shape(plain: Config, layer: Any, shape: Sequence[Any]) -> None:
     """Keras 1's Deconvolution2D was told the size of its output, where several fit; that is `output_padding` now."""
     if "output_shape" not in plain or not isinstance(layer, (keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)):
         return
     wanted = plain["output_shape"]
-    given = layer.compute_output_shape(tensor.shape)
+    given = layer.compute_output_shape(shape)
     if len(wanted) != len(given) or layer.output_padding is not None or None in given[1:]:
         return
     spatial = range(2, len(given)) if layer.data_format == "channels_first" else range(1, len(given) - 1)
@@ -428,7 +450,7 @@ def _with_output_shape(plain: Config, layer: Any, tensor: Any) -> None:
     padding = []
     for i, k, s in zip(spatial, layer.kernel_size, layer.strides, strict=True):
         trimmed = 2 * (k // 2) if layer.padding == "same" else 0
-        padding.append(int(wanted[i]) - ((int(tensor.shape[i]) - 1) * s + k - trimmed))
+        padding.append(int(wanted[i]) - ((int(shape[i]) - 1) * s + k - trimmed))
     if any(not 0 <= p < s for p, s in zip(padding, layer.strides, strict=True)):
-        raise _failed(plain, f"an output of the shape {wanted}, which its input of shape {tuple(tensor.shape)} can't give")
+        raise _failed(plain, f"an output of the shape {wanted}, which its input of shape {tuple(shape)} can't give")
     layer.output_padding = tuple(padding)

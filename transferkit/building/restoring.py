@@ -1,6 +1,7 @@
 """The weights of a whole-model file put into the model that was rebuilt from its configuration.
 
-File and model come from one configuration, so nothing is guessed: a layer's arrays are those the file lists under its name (legacy
+File and model come from one configuration, so nothing is guessed: a layer's arrays are those the file lists under its name
+(legacy
 HDF5) or at its path (Keras 3's and tf_keras's archives), in the order in which they were written, put into Keras 3's layout by
 `weights.old_layouts`. Every weight must get an array of its shape, and every array must go somewhere.
 May import Keras.
@@ -86,7 +87,6 @@ class _Restorer:
             self.read(names),
             generation=self.generation,
             backend=self.backend,
-            said=plain["said"],
         )
         if len(arrays) > len(variables) and plain["class_name"] in ("BatchNormalization", "Normalization"):
             arrays = arrays[: len(variables)]  # what only training used: renorm's statistics, a count of examples
@@ -152,7 +152,7 @@ def restore(rebuilt: Rebuilt, archive: Archive, *, generation: int, backend: str
     if unbuilt or not rebuilt.model.built:
         raise WeightsError(
             f"Opening {archive.path!r}.",
-            found=f"the layers {shorten(unbuilt or [rebuilt.model.name])} have no weights yet: the file doesn't say the model's input shape",
+            found=f"no weights yet in {shorten(unbuilt or [rebuilt.model.name])}: the file doesn't say the model's input shape",
             cause="a Sequential without an input shape was saved before it was used",
             fix="pass input_shape=(…), the batch left out",
         )
@@ -309,7 +309,7 @@ def _counted(kind: str, used: dict[str, int]) -> str:
 def _from_paths(restorer: _Restorer, top: Built) -> None:
     tree: dict[str, list[str]] = {}
     for name in restorer.archive.arrays:
-        container, _, key = name.rpartition("/")
+        container = name.rpartition("/")[0]
         tree.setdefault(container.removesuffix("vars").rstrip("/"), []).append(name)
     for names in tree.values():
         names.sort(key=lambda name: [int(part) if part.isdigit() else -1 for part in re.split(r"(\d+)", name)])

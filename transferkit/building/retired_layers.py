@@ -1,6 +1,7 @@
 """Layers and an activation that Keras 1 and 2 had and Keras 3 has not, so that models that use them open again.
 
-Each computes what the original did and holds its weights in the same shapes and order, so old files fit without a change. They are
+Each computes what the original did and holds its weights in the same shapes and order, so old files fit without a change. They
+are
 registered with Keras under `transferkit>…`: a model that has one is saved and loaded by Keras wherever transferkit is imported.
 After Keras 1.2.2 and 2.3 (`layers.core`, `layers.local`, `layers.advanced_activations`, `activations`). May import Keras.
 """
@@ -27,7 +28,7 @@ ops = keras.ops
 _registered = keras.saving.register_keras_serializable(package="transferkit")
 
 
-@_registered
+@_registered  # type: ignore[untyped-decorator]
 def hard_sigmoid_of_keras_2(x: Any) -> Any:
     """`hard_sigmoid` with the slope it had in Keras 1 and 2.
 

@@ -1,8 +1,10 @@
 """The configuration of a model of Keras 1, 2 or tf_keras, as Keras 3 would word it, with a list of what was changed.
 
 From dicts to dicts: nothing is looked up, imported or built here. The result is no Keras configuration but a plain form of it
-that `rebuilding` reads. A layer is `{"class_name", "said", "name", "config", "nodes"}`, where `said` and `name` are the file's words
-for its class and name, and `config["name"]` the name it will have; a node, one call of a layer, is `{"args", "kwargs"}` with tensors
+that `rebuilding` reads. A layer is `{"class_name", "said", "name", "config", "nodes"}`, where `said` and `name` are the file's
+words
+for its class and name, and `config["name"]` the name it will have; a node, one call of a layer, is `{"args", "kwargs"}` with
+tensors
 as `{"tensor": [layer, node, index]}`. A model is a layer whose config has `layers`, and `inputs` and `outputs` unless Sequential.
 
 This file knows models: lists of layers, calls, inputs, nesting. The words of single layers are in `upgrading_layers`.

@@ -1,7 +1,8 @@
 """One layer's configuration of Keras 1, 2 or tf_keras, as Keras 3 would word it.
 
 Names come from the tables in `old_names`; what is more than a name (kernel sizes in two arguments, the kinds of `Merge`, defaults
-that changed) is a function here. Initializers, regularizers and constraints become `{"class_name", "config"}` or None; an activation
+that changed) is a function here. Initializers, regularizers and constraints become `{"class_name", "config"}` or None; an
+activation
 becomes its name, or a layer. Where a value means something else now, the old meaning is kept.
 Imports the tables and the errors only.
 """

@@ -156,9 +156,9 @@ def _functions(config: Mapping[str, Any]) -> Iterator[str]:
             if isinstance(value, str) and value not in allowed.ACTIVATIONS and value != OLD_HARD_SIGMOID:
                 yield value
         elif isinstance(value, Mapping) and isinstance(value.get("class_name"), str) and "said" not in value:
-            if (key.endswith("_regularizer") and value["class_name"] not in allowed.REGULARIZERS) or (
-                key.endswith("_constraint") and value["class_name"] not in allowed.CONSTRAINTS
-            ):
+            kind = key.rpartition("_")[2]
+            known = {"regularizer": allowed.REGULARIZERS, "constraint": allowed.CONSTRAINTS}.get(kind)
+            if known is not None and value["class_name"] not in known:
                 yield value["class_name"]
 
 

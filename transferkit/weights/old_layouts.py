@@ -2,7 +2,8 @@
 
 One function per layout, NumPy only, and `convert_layer`, which picks them by the layer's class and what the file says of itself.
 What there was:
-- Keras 1 kept Theano's kernels (filters, channels, rows, columns), a gate of a recurrent layer in three arrays of its own, and a 1-D
+- - Keras 1 kept Theano's kernels (filters, channels, rows, columns), a gate of a recurrent layer in three arrays of its own,
+  and a 1-D
   kernel as a 2-D one. `Deconvolution2D` had inputs and outputs in the places of a convolution.
 - The backend Theano convolves with the kernel turned round; TensorFlow correlates.
 - CuDNN has each gate's matrices transposed and two biases.
@@ -102,18 +103,17 @@ def convert_layer(
     *,
     generation: int = 3,
     backend: str = "tensorflow",
-    said: str = "",
 ) -> list[Array]:
     """The arrays of one layer in the layout of Keras 3, in its order.
 
     Args:
         class_name: The class of Keras 3: `Conv2D`, `LSTM`, `TimeDistributed` …
-        config: Its configuration in the words of Keras 3; `data_format` is read, and a wrapper's `layer` (a dict with `class_name`
+        config: Its configuration in the words of Keras 3; `data_format` is read, and a wrapper's `layer` (a dict with
+            `class_name`
             and `config`) or `cell`.
         arrays: In the order of the file.
         generation: 1 for a file of Keras 1 (also 0.x), 2 of Keras 2, tf.keras or tf_keras, 3 of Keras 3.
         backend: What the file was trained on: `tensorflow`, `theano` or `cntk`.
-        said: The class as the file words it, where that is another: `Deconvolution2D`, `CuDNNLSTM`.
 
     Returns:
         As many arrays as the layer of Keras 3 has weights, views of the given ones where nothing had to be put together.
@@ -127,15 +127,15 @@ def convert_layer(
         [(5, 5, 3, 8), (8,)]
     """
     listed = list(arrays)
-    keys = {"generation": generation, "backend": backend}
-    if class_name == "Bidirectional":
+    inner = _inner(config, "layer", "cell")
+    if class_name == "Bidirectional" and inner is not None:
         half = len(listed) // 2
-        inner = _inner(config, "layer")
-        backward = _inner(config, "backward_layer") or inner
-        return [*convert_layer(*inner, listed[:half], **keys), *convert_layer(*backward, listed[half:], **keys)]  # type: ignore[arg-type]
-    if class_name in ("TimeDistributed", "RNN", "SpectralNormalization") and (inner := _inner(config, "layer", "cell")):
-        own = 1 if class_name == "SpectralNormalization" else 0  # its vector comes after the layer's arrays
-        return [*convert_layer(*inner, listed[: len(listed) - own], **keys), *listed[len(listed) - own :]]  # type: ignore[arg-type]
+        behind = _inner(config, "backward_layer") or inner
+        forward = convert_layer(inner[0], inner[1], listed[:half], generation=generation, backend=backend)
+        return [*forward, *convert_layer(behind[0], behind[1], listed[half:], generation=generation, backend=backend)]
+    if class_name in ("TimeDistributed", "RNN", "SpectralNormalization") and inner is not None:
+        own = len(listed) - (class_name == "SpectralNormalization")  # its vector comes after the layer's arrays
+        return [*convert_layer(inner[0], inner[1], listed[:own], generation=generation, backend=backend), *listed[own:]]
     if not listed:
         return listed
     first = config.get("data_format") == "channels_first"
@@ -144,7 +144,7 @@ def convert_layer(
     if class_name in ("GRU", "GRUCell") and len(listed) == 9:
         listed = gates_joined(listed, (0, 1, 2))
     if generation == 1:
-        listed = _from_keras_1(class_name, listed, first, said)
+        listed = _from_keras_1(class_name, listed, first)
     if backend == "theano" and class_name in _CONVOLUTIONS | _DEPTHWISE | _CONV_LSTM:
         listed[0] = turned_round(listed[0])
         if class_name in _CONV_LSTM and len(listed) > 1:
@@ -173,7 +173,7 @@ def _unshaped(class_name: str, arrays: list[Array], first: bool, generation: int
     return [kernel_from_theano(array) if array.ndim > 1 else array for array in arrays]
 
 
-def _from_keras_1(class_name: str, arrays: list[Array], first: bool, said: str) -> list[Array]:
+def _from_keras_1(class_name: str, arrays: list[Array], first: bool) -> list[Array]:
     kernel = arrays[0]
     rest = arrays[1:]
     if class_name == "Conv1D" and kernel.ndim == 4:
@@ -181,7 +181,7 @@ def _from_keras_1(class_name: str, arrays: list[Array], first: bool, said: str) 
             if kernel.shape[3] != 1:
                 raise WeightsError(
                     "Converting a 1-D convolution of Keras 1.",
-                    found=f"a kernel of shape {kernel.shape}; it should be (length, 1, channels, filters) or (filters, channels, length, 1)",
+                    found=f"a kernel {kernel.shape}, not (length, 1, channels, filters) or (filters, channels, length, 1)",
                     cause="the file is damaged, or of a kind that isn't known here",
                 )
             kernel = kernel_from_theano(kernel)
