@@ -226,3 +226,13 @@ def test_auc_of_several_classes_with_whole_number_labels() -> None:
         model.fit(X, Y, verbose=0)
     evaluation = tk.Evaluator("accuracy", "auc").run(model, (X, Y))
     assert 0 <= float(evaluation["auc"]) <= 1
+
+
+def test_metrics_of_an_earlier_compile() -> None:
+    model = with_head(base())
+    model.compile("sgd", LOSS, metrics=["accuracy"])
+    model.fit(X, Y, verbose=0)
+    history = fit(model).history
+    assert "accuracy" in history, "compiled without metrics, Keras goes on with those of before"
+    run = tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=1).loss("mse").fit(model, (X, X[:, :3]), verbose=0, seed=0)
+    assert set(run.history) == {"loss"}

@@ -262,7 +262,12 @@ def _evaluation(model: Any, validation: Any, job: Job, callbacks: Any) -> Callab
 
 
 def _fresh_metrics(metrics: Any) -> Any:
-    """Metrics keep state in variables of their own, so each phase compiles with new ones."""
+    """Metrics keep state in variables of their own, so each phase compiles with new ones.
+
+    None becomes an empty list: compiled with None, a model keeps the metrics of the compile before, made for other labels.
+    """
+    if metrics is None:
+        return []
     return keras.tree.map_structure(
         lambda item: type(item).from_config(item.get_config()) if isinstance(item, keras.metrics.Metric) else item, metrics
     )
