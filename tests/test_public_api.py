@@ -15,9 +15,11 @@ import transferkit
 #: The public names. Adding one is a promise to keep it: write it here, in `transferkit/__init__.py` and in docs/api.md.
 PUBLIC = [
     "Data",
+    "Evaluation",
     "Evaluator",
     "FineTuner",
     "Layers",
+    "LoadReport",
     "ModelBuilder",
     "Placement",
     "Recipe",

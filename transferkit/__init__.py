@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transferkit.building.opening import open_model as open_model
     from transferkit.data import Data as Data
     from transferkit.evaluation.evaluator import Evaluator as Evaluator
+    from transferkit.evaluation.report import Evaluation as Evaluation
     from transferkit.placement import Placement as Placement
     from transferkit.recipe import Recipe as Recipe
     from transferkit.selection.cross_validation import cross_validate as cross_validate
@@ -26,13 +27,16 @@ if TYPE_CHECKING:
     from transferkit.tuning.tuner import FineTuner as FineTuner
     from transferkit.weights.inspection import inspect_weights as inspect_weights
     from transferkit.weights.loader import WeightLoader as WeightLoader
+    from transferkit.weights.report import LoadReport as LoadReport
     from transferkit.weights.saving import save_weights as save_weights
 
 __all__ = [
     "Data",
+    "Evaluation",
     "Evaluator",
     "FineTuner",
     "Layers",
+    "LoadReport",
     "ModelBuilder",
     "Placement",
     "Recipe",
@@ -52,9 +56,11 @@ __version__ = "0.1.0"
 #: Public name → the module that defines it. A name here is also in `__all__` and in the block above.
 _HOMES: Final[dict[str, str]] = {
     "Data": "transferkit.data",
+    "Evaluation": "transferkit.evaluation.report",
     "Evaluator": "transferkit.evaluation.evaluator",
     "FineTuner": "transferkit.tuning.tuner",
     "Layers": "transferkit.tuning.layers",
+    "LoadReport": "transferkit.weights.report",
     "ModelBuilder": "transferkit.building.builder",
     "Placement": "transferkit.placement",
     "Recipe": "transferkit.recipe",
