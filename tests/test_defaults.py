@@ -1,0 +1,70 @@
+"""The default plan fits the model and the data, and explains itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import transferkit as tk
+
+
+def model(layers: int) -> Any:
+    keras.utils.set_random_seed(0)
+    body = [keras.layers.Dense(8, "relu", name=f"block_{index}") for index in range(layers)]
+    return keras.Sequential([keras.Input((4,)), *body, keras.layers.Dense(3, name="head")])
+
+
+def data(rows: int) -> Any:
+    random = np.random.default_rng(0)
+    y = random.integers(0, 3, rows)
+    return (random.normal(size=(rows, 4)) + 2 * y[:, None]).astype("float32"), y
+
+
+@pytest.mark.parametrize(("rows", "epochs"), [(60, 40), (4_800, 10), (100_000, 6)])
+def test_small_data_is_gone_over_more_often(rows: int, epochs: int) -> None:
+    plan = tk.FineTuner.default(model(2), (np.zeros((rows, 4), "float32"), np.zeros(rows, int)))
+    assert sum(phase.epochs for phase in plan.phases()) == epochs
+
+
+def test_the_head_comes_first_and_the_plan_learns() -> None:
+    network = model(2)
+    plan = tk.FineTuner.default(network, data(96), epochs=30)
+    assert [(phase.name, phase.epochs) for phase in plan.phases()] == [("head", 10), ("all", 20)]
+    run = plan.fit(network, data(96), batch_size=8, seed=0, verbose=0)
+    assert run.history["accuracy"][-1] > 0.8
+
+
+def test_a_model_that_is_all_head_has_one_phase() -> None:
+    assert [phase.name for phase in tk.FineTuner.default(model(0), data(60)).phases()] == ["all"]
+
+
+def test_every_step_is_explained() -> None:
+    plan = (
+        tk.FineTuner.default(model(2), data(60), epochs=3)
+        .rate(tk.Layers.head(), times=2.0)
+        .optimizer("adamw")
+        .loss("sparse_categorical_crossentropy")
+        .metrics("accuracy")
+        .early_stopping(2)
+        .batch_norm("adapt")
+        .weight_decay(0.01)
+        .l2_sp(0.1)
+        .label_smoothing(0.1)
+        .mixup()
+        .ema()
+    )
+    text = str(plan.explain())
+    for words in (
+        "trains Layers.head() for 1 epochs at a learning rate of 0.003; everything else is frozen",
+        "first the head alone, so that a random one doesn't tear the loaded weights (LP-FT, Kumar et al. 2022)",
+        "each block below the head at 0.8 × the rate of the one above it",
+        "multiplies the rate of Layers.head() by 2.0",
+        "holds weights to the loaded ones with strength 0.1, the head's to zero with 0.01 (Li et al. 2018)",
+        "gives 10% of each label's weight to all classes alike",
+        "blends pairs of rows and labels, λ ~ Beta(0.2, 0.2)",
+    ):
+        assert words in text, text
+    assert len(plan.explain().rows) >= len(repr(plan).split(")."))
