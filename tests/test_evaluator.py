@@ -500,3 +500,34 @@ def test_a_pandas_frame(digits: Digits) -> None:
     pytest.importorskip("pandas")
     *_, good, _ = digits
     assert good.to_frame().loc["accuracy", "value"] == float(good["accuracy"])
+
+
+def test_a_loss_function_that_takes_the_mean_itself_gives_keras_loss_without_an_interval() -> None:
+    def mean_loss(y_true: Any, y_pred: Any) -> Any:
+        return keras.ops.mean(keras.losses.sparse_categorical_crossentropy(y_true, y_pred))
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
+    model.compile("sgd", mean_loss)
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(70, 4)).astype("float32"), random.integers(0, 3, 70)
+    for weight in (None, random.uniform(0.5, 2, 70).astype("float32")):
+        data = (x, y) if weight is None else (x, y, weight)
+        found = Evaluator("loss", "accuracy").run(model, data)
+        expected = model.evaluate(*data[:2], sample_weight=weight, verbose=0)
+        assert float(found["loss"]) == pytest.approx(expected, abs=1e-6)
+        assert found["loss"].low is None
+        assert found["accuracy"].low is not None
+
+
+def test_a_loss_class_that_keras_cannot_find_by_name() -> None:
+    class Doubled(keras.losses.Loss):  # type: ignore[misc, unused-ignore]
+        def call(self, y_true: Any, y_pred: Any) -> Any:
+            return 2 * keras.losses.sparse_categorical_crossentropy(y_true, y_pred)
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
+    model.compile("sgd", Doubled())
+    random = np.random.default_rng(0)
+    data = random.normal(size=(70, 4)).astype("float32"), random.integers(0, 3, 70)
+    found = Evaluator("loss").run(model, data)
+    assert float(found["loss"]) == pytest.approx(model.evaluate(*data, verbose=0), abs=1e-6)
+    assert found["loss"].low is not None

@@ -8,8 +8,7 @@ The loss is computed inside the compiled step, as Keras computes it when it eval
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,23 +108,32 @@ def _loss_per_row(loss: Any) -> Any:
         if getattr(keras.losses, name, None) is loss and isinstance(getattr(keras.losses, camel, None), type):
             loss = getattr(keras.losses, camel)()
         elif callable(loss):
-            loss = _FunctionLoss(loss)
+            return _ByRow(_with_last_axis(loss), name="function_loss", dtype=None)
         else:
             return None
-    by_row = copy.copy(loss)  # the compiled one keeps its reduction
-    by_row.reduction = "none"
-    return by_row
+    return _ByRow(loss.call, name=loss.name, dtype=loss.dtype)
 
 
-class _FunctionLoss(keras.losses.Loss):
-    def __init__(self, function: Any) -> None:
-        super().__init__(name="function_loss")
-        self._function = function
+class _ByRow(keras.losses.Loss):
+    """A loss without its last step, the mean. It calls the user's: a copy would need a class that Keras can find by name."""
+
+    def __init__(self, call: Callable[[Any, Any], Any], *, name: str, dtype: Any) -> None:
+        super().__init__(name=name, reduction="none", dtype=dtype)
+        self._call = call
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
+        return self._call(y_true, y_pred)
+
+
+def _with_last_axis(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """The function, given labels with the last axis of 1 that the predictions have, as Keras gives them."""
+
+    def call(y_true: Any, y_pred: Any) -> Any:
         if len(y_true.shape) == len(y_pred.shape) - 1 and y_pred.shape[-1] == 1:
             y_true = keras.ops.expand_dims(y_true, -1)
-        return self._function(y_true, y_pred)
+        return function(y_true, y_pred)
+
+    return call
 
 
 #: How a compiled loss reads labels; a name in either spelling.
@@ -178,6 +186,7 @@ class Collected:
         task: The task.
         positions: Positions in a row: 1, or the product of the output's inner axes.
         keras_metrics: Values of the Keras metrics that ran beside, by name.
+        losses_by_row: Whether rows have losses of their own, rather than their batch's mean.
     """
 
     outputs: NDArray[np.generic]
@@ -189,6 +198,7 @@ class Collected:
     task: Task
     positions: int
     keras_metrics: dict[str, float]
+    losses_by_row: bool = True
 
 
 def collect(
@@ -256,6 +266,7 @@ class _Pass:
         self.rows = 0
         self.signature: tuple[Any, ...] = ()
         self.step: Any = None
+        self.by_row = True
 
     def _predict(self, x: Any) -> tuple[Any, Any]:
         outputs = self.model(x, training=False)
@@ -321,7 +332,12 @@ class _Pass:
         self.outputs.append(p)
         self.labels.append(y)
         self.weights.append(None if weight is None else np.asarray(weight, dtype=np.float64))
-        self.losses.append(np.asarray(losses, dtype=np.float64))
+        found = np.asarray(losses, dtype=np.float64)
+        if found.ndim == 0 and self.want_loss and self.loss is not None:
+            # A loss function that takes the mean itself: every row of the batch stands for it, which gives Keras's mean.
+            self.by_row = False
+            found = np.full(p.shape[:-1] or (len(p),), float(found))
+        self.losses.append(found)
         self.penalties.append((float(penalty), len(p)))
         self.rows += len(p)
 
@@ -356,6 +372,7 @@ class _Pass:
             task=task,
             positions=positions,
             keras_metrics={metric.name: float(np.asarray(metric.result())) for metric in metrics},
+            losses_by_row=self.by_row,
         )
 
     def _task(self, y: NDArray[np.generic], shape: tuple[int, ...]) -> Task:
@@ -374,8 +391,6 @@ class _Pass:
             return _by_position(values.astype(np.float64), p)
         if self.loss is None:
             return None
-        if any(part.ndim == 0 for part in self.losses):
-            return None  # a loss function that gives one number for the batch
         return _by_position(np.concatenate(self.losses), p)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -167,12 +168,14 @@ class Evaluator(Plan):
         if "loss" in names and collected.losses is None:
             raise EvaluationError(
                 "Computing loss.",
-                found="a compiled loss that gives one number for a batch, or several losses for one output",
-                cause="a custom loss that takes the mean itself",
-                fix="let the loss function return one value for each row, as Keras's own do",
+                found="several compiled losses for one output",
+                fix="compile the model with one loss for each output",
             )
         scored = Scored(rows, collected.losses, collected.penalty)
         estimates = estimates_of(scored, names, uncertainty)
+        if "loss" in estimates and not collected.losses_by_row:
+            # Rows of a batch share its mean, so resampling them would tell of the batches and not of the rows.
+            estimates["loss"] = replace(estimates["loss"], low=None, high=None, method="", undefined=0)
         for name, value in collected.keras_metrics.items():
             if name in estimates:
                 raise EvaluationError(
