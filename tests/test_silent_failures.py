@@ -314,6 +314,18 @@ def test_12_a_square_kernel_stored_in_the_other_layout(tmp_path: Path) -> None:
     assert report["a/kernel"].why == "transposed"
 
 
+def test_12_a_square_kernel_of_theano(tmp_path: Path) -> None:
+    def net() -> Any:
+        return keras.Sequential([keras.Input((6, 6, 3)), layers.Conv2D(3, 3, name="conv")])
+
+    net().save(tmp_path / "w.h5")
+    with h5py.File(tmp_path / "w.h5", "r+") as file:
+        for node in (file, file["model_weights"]):
+            node.attrs["backend"] = "theano"
+    refused(WeightLoader(tmp_path / "w.h5"), net(), "trained on Theano, which turns the kernels of convolutions round")
+    assert WeightLoader(tmp_path / "w.h5").layout("keras").load(net()).ok
+
+
 def test_13_other_settings_of_a_layer_are_told(tmp_path: Path) -> None:
     def net(activation: str, epsilon: float, backwards: bool) -> Any:
         start = keras.Input((3, 4))

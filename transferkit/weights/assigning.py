@@ -8,6 +8,7 @@ May import TensorFlow.
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ __all__ = ["THREADS", "Assignment", "assign_all"]
 
 _ALIGNMENT = 64  # of Eigen's vectors; TensorFlow copies what is aligned to less
 _KEPT = 64 << 20
+_LARGE = 1 << 20
 THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -38,7 +40,11 @@ class Assignment:
 def _owned(array: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     """A copy in aligned memory nobody else refers to."""
     nbytes = array.size * dtype.itemsize
-    raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    if nbytes >= _LARGE and hasattr(mmap, "MAP_ANONYMOUS"):
+        # Pages of its own go back to the system when the variable gets other values; the heap would keep them.
+        raw = np.frombuffer(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+    else:
+        raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     owned: np.ndarray[Any, Any] = raw[start : start + nbytes].view(dtype).reshape(array.shape)
     np.copyto(owned, array, casting="unsafe")

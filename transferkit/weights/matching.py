@@ -478,8 +478,8 @@ class _Matching:
             of = [u for u in sources if not all(name in self.used for name, _ in u.entries.values())]
             to = [u for u in targets if not all(name in self.pairs for name, _ in u.entries.values())]
             text = (
-                f"more than one way to match: in the file {', '.join(unit.text() for unit in of)}; "
-                f"in the model {', '.join(unit.text() for unit in to)}"
+                f"more than one way to match: in the file {_told(of)}; "
+                f"in the model {_told(to)}"
             )
             if not of or not to or text in self.problems:
                 continue
@@ -726,6 +726,11 @@ def _nested(one: str, other: str) -> bool:
 def _chosen(path: str) -> tuple[str, ...]:
     """The parts of a path that somebody named."""
     return tuple(part for part in path.split("/") if not is_automatic(part))
+
+
+def _told(units: Sequence[_Unit], most: int = 6) -> str:
+    shown = ", ".join(unit.text() for unit in units[:most])
+    return shown if len(units) <= most else f"{shown} and {len(units) - most} more"
 
 
 def _shapes(unit: _Unit) -> tuple[tuple[int, ...], ...]:

@@ -122,7 +122,7 @@ class Staged:
     def report(self, *, applied: bool) -> LoadReport:
         unclear = self._layout_problems()  # shapes say nothing before the layout is known
         problems = unclear or list(self.found.problems)
-        rules = ['.layout("torch")'] if unclear else list(self.found.rules)
+        rules = ['.layout("torch")'] if unclear and looks_like_torch(self.archive) else list(self.found.rules)
         pairs = {pair.target: pair for pair in self.found.pairs}
         with ThreadPoolExecutor(THREADS) as pool:
             begun = [
@@ -261,12 +261,19 @@ class Staged:
         return [f'.skip("{layer}/*")' for layer in list(layers)[:8]]
 
     def _layout_problems(self) -> list[str]:
-        if self.wishes.layout is not None or not looks_like_torch(self.archive):
+        if self.wishes.layout is not None:
             return []
-        return [
-            "the file is PyTorch's, whose kernels are stored transposed: "
-            'add .layout("torch"), or .layout("keras") if its arrays are in Keras\'s layout'
-        ]
+        if looks_like_torch(self.archive):
+            return [
+                "the file is PyTorch's, whose kernels are stored transposed: "
+                'add .layout("torch"), or .layout("keras") if its arrays are in Keras\'s layout'
+            ]
+        if self.archive.metadata.get("backend") == "theano" and any(len(info.shape) > 2 for info in self.archive.arrays.values()):
+            return [
+                "the file was trained on Theano, which turns the kernels of convolutions round: open it as a model, which "
+                'converts them, or add .layout("keras") if they were converted'
+            ]
+        return []
 
     def _notes(self) -> list[str]:
         notes = differences(self.archive, list(leaf_layers_of(self.model)), self._layers_of_pairs())
