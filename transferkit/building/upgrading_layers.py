@@ -95,7 +95,9 @@ def upgraded_layer(context: Context, entry: Mapping[str, Any]) -> Config:
     plain: Config = {"class_name": said, "said": said, "name": name, "config": config, "nodes": []}
     if isinstance(build := entry.get("build_config"), Mapping):
         plain["build_config"] = dict(build)
-    if str(entry.get("module")).startswith(_OPERATION_MODULES):
+    # In HDF5 files Keras 3 says no modules; an operation has neither a dtype nor `trainable`, which every layer has.
+    bare = context.generation == 3 and "module" not in entry and "trainable" not in inner and said != "InputLayer"
+    if bare or str(entry.get("module")).startswith(_OPERATION_MODULES):
         return plain | {"operation": True}
     if said in OPERATION_LAYERS:
         if isinstance(config.get("node_def"), str):
