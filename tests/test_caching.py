@@ -1,0 +1,214 @@
+"""Phases on features: the same run as in full, to the bit; and the reasons when a phase is computed in full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import transferkit as tk
+from transferkit.errors import PlanError
+from transferkit.tuning.epoch import same_kernels
+
+ROWS = 70
+
+
+def _problem(seed: int = 0) -> tuple[Any, Any]:
+    random = np.random.default_rng(seed)
+    return random.normal(size=(ROWS, 8, 8, 3)).astype("float32"), random.integers(0, 3, ROWS)
+
+
+def _residual() -> Any:
+    x = keras.Input((8, 8, 3), name="pixels")
+    a = layers.Conv2D(6, 3, padding="same", activation="relu", name="a")(x)
+    b = layers.BatchNormalization(name="norm")(layers.Conv2D(6, 3, padding="same", name="b")(a))
+    c = layers.Dropout(0.3, seed=1, name="inner")(layers.Add(name="sum")([a, b]))
+    d = layers.Conv2D(6, 3, padding="same", activation="relu", name="c")(c)
+    e = layers.Add(name="sum2")([c, d])
+    f = layers.Dropout(0.3, seed=2, name="outer")(layers.GlobalAveragePooling2D(name="pool")(e))
+    return keras.Model(x, layers.Dense(3, activation="softmax", name="head")(f))
+
+
+def _nested() -> Any:
+    inner = _residual()
+    base = keras.Model(inner.input, inner.get_layer("pool").output, name="base")
+    x = keras.Input((8, 8, 3))
+    return keras.Model(x, layers.Dense(3, activation="softmax", name="head")(layers.Dropout(0.3, seed=3)(base(x))))
+
+
+def _stacked() -> Any:
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(5, 3, activation="relu", name="a"),
+            layers.Conv2D(5, 3, activation="relu", name="b"),
+            layers.Flatten(),
+            layers.Dropout(0.3, seed=3),
+            layers.Dense(3, activation="softmax", name="head"),
+        ]
+    )
+
+
+def _sharing() -> Any:
+    x = keras.Input((8, 8, 3))
+    shared = layers.Conv2D(3, 3, padding="same", activation="relu", name="shared")
+    b = layers.Conv2D(3, 3, padding="same", activation="relu", name="b")(shared(x))
+    return keras.Model(x, layers.Dense(3, activation="softmax", name="head")(layers.GlobalMaxPooling2D()(shared(b))))
+
+
+_MODELS = {"residual": _residual, "nested": _nested, "sequential": _stacked, "shared": _sharing}
+
+
+def _started(kind: str) -> Any:
+    keras.utils.set_random_seed(11)
+    model = _MODELS[kind]()
+    for index, weight in enumerate(model.weights):
+        if "moving" in weight.path:  # statistics that are no longer the initial ones, and so are kept
+            weight.assign(np.random.default_rng(index).uniform(0.5, 1.5, weight.shape).astype("float32"))
+    return model
+
+
+def _state(model: Any) -> list[Any]:
+    return [variable.numpy() for variable in model.variables]
+
+
+def _both(kind: str, plan: tk.FineTuner, data: Any, **arguments: Any) -> tuple[Any, Any]:
+    runs = []
+    for setting in (True, False):
+        model = _started(kind)
+        run = plan.cache(setting).fit(model, data, seed=3, verbose=0, batch_size=16, **arguments)
+        runs.append((run, _state(model), [v.numpy() for v in model.optimizer.variables]))
+    (cached, weights, slots), (full, expected, expected_slots) = runs
+    assert cached.history == full.history
+    assert all(np.array_equal(a, b) for a, b in zip(weights, expected, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(slots, expected_slots, strict=True))
+    assert all(phase.frozen == "computed in full, as the plan says" for phase in full.phases)
+    return cached, full
+
+
+@pytest.mark.parametrize("kind", _MODELS)
+def test_a_cached_run_is_the_run_in_full_to_the_bit(kind: str) -> None:
+    plan = (
+        tk.FineTuner()
+        .phase("head", train=tk.Layers.head(), epochs=2, learning_rate=1e-2)
+        .phase("more", train=tk.Layers.head() | tk.Layers.named("b"), epochs=2)
+    )
+    x, y = _problem()
+    with same_kernels():
+        cached, _ = _both(kind, plan, (x, y), validation_data=(x[:20], y[:20]), class_weight={0: 2.0, 1: 1.0, 2: 0.5})
+    assert "layers computed once, up to" in cached.phases[0].frozen
+    assert "70 rows computed in" in cached.phases[0].frozen
+
+
+@pytest.mark.parametrize("extra", ["ema", "swa", "l2_sp", "smoothing", "stopping"])
+def test_what_else_a_plan_does_is_done_on_features_too(extra: str) -> None:
+    plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=3, learning_rate=1e-2)
+    plan = {
+        "ema": lambda: plan.ema(0.9),
+        "swa": lambda: plan.swa(0.5),
+        "l2_sp": lambda: plan.l2_sp(1e-2),
+        "smoothing": lambda: plan.label_smoothing(0.1),
+        "stopping": lambda: plan.early_stopping(0),
+    }[extra]()
+    _both("residual", plan, _problem(), validation_data=0.2)
+
+
+def test_callbacks_and_validation_data_in_batches() -> None:
+    told: list[Any] = []
+
+    class Ear(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            told.append((batch, sorted(logs)))
+
+    x, y = _problem()
+    validation = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+    _both(
+        "residual",
+        tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=2),
+        (x, y),
+        callbacks=[Ear()],
+        validation_data=validation,
+    )
+    half = len(told) // 2
+    assert told[:half] == told[half:]
+    assert half == 2 * 5
+
+
+def test_features_are_kept_in_the_folder_of_the_plan(tmp_path: Path) -> None:
+    plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=2).cache(tmp_path / "features")
+    runs = [plan.fit(_started("residual"), _problem(), validation_data=0.2, seed=seed, verbose=0) for seed in (1, 1)]
+    assert "rows computed in" in runs[0].phases[0].frozen
+    assert "rows found in" in runs[1].phases[0].frozen
+    assert runs[0].history == runs[1].history
+
+
+def test_data_in_batches_is_cached_when_the_plan_says_so() -> None:
+    x, y = _problem()
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+    plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=2, learning_rate=1e-2)
+    one, other = _started("residual"), _started("residual")
+    plan.cache(True).fit(one, dataset, seed=3, batch_size=16, verbose=0)
+    plan.cache(False).fit(other, (x, y), seed=3, batch_size=16, verbose=0)
+    assert all(np.array_equal(a, b) for a, b in zip(_state(one), _state(other), strict=True))
+    run = plan.fit(_started("residual"), dataset, seed=3, verbose=0)
+    assert (
+        run.phases[0].frozen == "computed in full: the data comes in batches of its own; .cache(True) takes its rows one by one"
+    )
+
+
+@pytest.mark.parametrize(
+    ("plan", "why"),
+    [
+        (tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=1), "computed in full: every layer trains"),
+        (
+            tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=1).mixup().cache(True),
+            "computed in full: the inputs of each batch are mixed, which features of single rows can't be",
+        ),
+        (
+            tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=1),
+            "computed in full: one epoch computes everything once anyway",
+        ),
+        (
+            tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=2),
+            "computed in full: so few rows and layers that computing them once saves nothing",
+        ),
+        (
+            tk.FineTuner().phase("ends", train=tk.Layers.head() | tk.Layers.named("a"), epochs=2).cache(True),
+            "computed in full: every way from the inputs starts with a layer that isn't constant (a: it trains)",
+        ),
+    ],
+)
+def test_a_phase_in_full_says_why(plan: tk.FineTuner, why: str) -> None:
+    run = plan.fit(_started("residual"), _problem(), seed=0, verbose=0)
+    assert run.phases[0].frozen == why
+    assert f"{why}." in str(run)
+
+
+def test_describe_says_what_can_be_computed_once() -> None:
+    plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=2).phase("all", train=tk.Layers.all(), epochs=1)
+    description = plan.describe(_started("residual"))
+    lines = str(description).splitlines()
+    assert "8 layers can be computed once, up to pool: 24 bytes a row." in lines
+    assert lines[-1] == "Every layer is computed in every epoch."
+    phases = description.to_dict()["phases"]
+    assert phases[0]["computed_once"] == ["a", "b", "norm", "sum", "inner", "c", "sum2", "pool"]
+    assert phases[1]["computed_once"] == []
+    assert str(plan.cache(False).describe(_started("residual"))).endswith("as the plan says.")
+
+
+def test_a_setting_that_is_none_is_refused() -> None:
+    with pytest.raises(PlanError) as caught:
+        tk.FineTuner().cache(3)  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        'Planning the feature cache.\n  found: 3\n  to fix it: .cache(True), .cache(False) or .cache("folder")'
+    )
+
+
+def test_the_setting_is_kept_as_text(tmp_path: Path) -> None:
+    plan = tk.FineTuner().cache(tmp_path)
+    assert tk.FineTuner.from_json(plan.to_json()) == plan == tk.FineTuner().cache(str(tmp_path))
