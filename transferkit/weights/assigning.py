@@ -8,10 +8,13 @@ May import TensorFlow.
 
 from __future__ import annotations
 
-import mmap
+import contextlib
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +26,6 @@ __all__ = ["THREADS", "Assignment", "assign_all"]
 
 _ALIGNMENT = 64  # of Eigen's vectors; TensorFlow copies what is aligned to less
 _KEPT = 64 << 20
-_LARGE = 1 << 20
 THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -37,18 +39,12 @@ class Assignment:
     nbytes: int
 
 
-def _owned(array: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """A copy in aligned memory nobody else refers to."""
-    nbytes = array.size * dtype.itemsize
-    if nbytes >= _LARGE and hasattr(mmap, "MAP_ANONYMOUS"):
-        # Pages of its own go back to the system when the variable gets other values; the heap would keep them.
-        raw = np.frombuffer(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
-    else:
-        raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
+def _room(item: Assignment) -> np.ndarray[Any, Any]:
+    """Aligned memory for a value, of the variable's shape and dtype."""
+    raw = np.empty(item.nbytes + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
-    owned: np.ndarray[Any, Any] = raw[start : start + nbytes].view(dtype).reshape(array.shape)
-    np.copyto(owned, array, casting="unsafe")
-    return owned
+    room: np.ndarray[Any, Any] = raw[start : start + item.nbytes].view(item.dtype).reshape(tuple(item.variable.shape))
+    return room
 
 
 def _plain_resource(variable: Any) -> Any:
@@ -61,13 +57,29 @@ def _plain_resource(variable: Any) -> Any:
     return value
 
 
-def _put(item: Assignment) -> None:
-    owned = _owned(item.value(), item.dtype)
+def _put(item: Assignment, room: np.ndarray[Any, Any]) -> None:
+    np.copyto(room, item.value(), casting="unsafe")
     plain = _plain_resource(item.variable)
     if plain is None:
-        item.variable.assign(owned)
+        item.variable.assign(room)
     else:
-        tf.raw_ops.AssignVariableOp(resource=plain.handle, value=owned)
+        tf.raw_ops.AssignVariableOp(resource=plain.handle, value=room)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Puts an interrupt from the keyboard off until the block is done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python raises it in the main thread only
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def assign_all(items: Sequence[Assignment]) -> None:
@@ -78,12 +90,18 @@ def assign_all(items: Sequence[Assignment]) -> None:
     """
     total = sum(item.nbytes for item in items)
     old = [(item, np.array(keras.ops.convert_to_numpy(item.variable))) for item in items] if total <= _KEPT else []
+    begun: deque[Future[None]] = deque()
     try:
-        # In threads of their own an interrupt from the keyboard doesn't stop the work half-way.
-        with ThreadPoolExecutor(THREADS) as pool:
-            for done in [pool.submit(_put, item) for item in items]:
+        with _uninterrupted(), ThreadPoolExecutor(THREADS) as pool:
+            for item in items:
+                if len(begun) > THREADS:
+                    begun.popleft().result()
+                # Memory is asked for here and not in the threads, whose heaps wouldn't take up what old values give back.
+                begun.append(pool.submit(_put, item, _room(item)))
+            for done in begun:
                 done.result()
-    except BaseException:
-        for item, value in old:
-            item.variable.assign(value)
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt):
+            for item, value in old:
+                item.variable.assign(value)
         raise
