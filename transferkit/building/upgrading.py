@@ -276,7 +276,7 @@ def _merged(context: Context, entry: Mapping[str, Any], content: Mapping[str, An
 
     end = chain(content["layers"], None)
     context.note("", "a Sequential that begins with a Merge → a model of several inputs")
-    outputs = [end]
+    outputs = end
     return _model(
         context, {**entry, "class_name": "Functional"}, content, "Functional", layers=layers, inputs=inputs, outputs=outputs
     )
@@ -300,6 +300,8 @@ def _functional(context: Context, entry: Mapping[str, Any], content: Mapping[str
     inputs = _references(content.get("input_layers"), names, "inputs")
     outputs = _references(content.get("output_layers"), names, "outputs")
     _shift_nodes(layers, [inputs, outputs])
+    if context.generation < 3:  # one input in a list and one alone were the same; Keras 3 tells them apart
+        inputs, outputs = (end[0] if isinstance(end, list) and len(end) == 1 else end for end in (inputs, outputs))
     return _model(context, entry, content, "Functional", layers=layers, inputs=inputs, outputs=outputs)
 
 
