@@ -3,6 +3,7 @@ for callbacks."""
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -138,7 +139,8 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
     """
     state = _Epoch()
     records: list[PhaseRecord] = []
-    source, source_arguments = _source(job, state)
+    # Held as tensors a second time, so made only when a phase needs it: features need it not.
+    source = functools.cache(lambda: _source(job, state))
     validation = job.validation
     if isinstance(validation, Data):
         val_rows = len(validation)
@@ -147,7 +149,7 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
     seed_model(model, job.seed)
     starts = job.settings.starts(model)
     minimised = job.targets.objective
-    batches_an_epoch = job.steps_per_epoch or _steps(source)
+    batches_an_epoch = job.steps_per_epoch or _batches(job, source)
     cache = Cache(
         job.cache,
         data=job.data,
@@ -217,15 +219,16 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
                     evaluate=_evaluation(model, validation, job, callbacks),
                 )
             else:
+                batches, arguments = source()
                 model.fit(
-                    source,
+                    batches,
                     epochs=begun + plan.phase.epochs,
                     initial_epoch=begun,
                     callbacks=callbacks,
                     validation_data=validation,
                     class_weight=job.class_weight,
                     verbose=0 if job.verbose == 2 else job.verbose,
-                    **source_arguments,
+                    **arguments,
                 )
             if job.settings.swa is not None:
                 recalibrate_batch_norm(model, job.data, batch_size=job.batch_size)
@@ -288,6 +291,13 @@ def _source(job: Job, state: _Epoch) -> tuple[Any, dict[str, Any]]:
     )
     dataset = job.targets.training(dataset, seed=job.seed, epoch=lambda: state.number)
     return dataset, {"validation_batch_size": job.batch_size, "shuffle": False}
+
+
+def _batches(job: Job, source: Callable[[], tuple[Any, dict[str, Any]]]) -> int | None:
+    """How many batches one epoch has, where that can be told."""
+    if isinstance(job.data, Data) or is_arrays(job.data):
+        return -(-(len(job.data) if isinstance(job.data, Data) else row_count(job.data)) // job.batch_size)
+    return _steps(source()[0])
 
 
 def _steps(source: Any) -> int | None:
