@@ -87,6 +87,8 @@ OPERATION_LAYERS: frozenset[str] = frozenset(
     ("TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer", "ClassMethod", "InstanceMethod", "InstanceProperty")
 )
 
+_CONVOLUTIONS = frozenset(f"Conv{rank}D{kind}" for rank in (1, 2, 3) for kind in ("", "Transpose"))
+
 Shape = Sequence[Any]
 
 
@@ -134,6 +136,8 @@ def elements(class_name: str, config: Mapping[str, Any], shape: Shape) -> int | 
     Returns:
         The number, at least; or None for a class that isn't in the table.
     """
+    if class_name not in LAYERS | RETIRED:
+        return None
     channels_first = config.get("data_format") == "channels_first"
     last = abs(_int(shape[1 if channels_first and len(shape) > 1 else -1], 1)) if len(shape) else 1
     units, filters = _int(config.get("units")), _int(config.get("filters"))
@@ -147,7 +151,7 @@ def elements(class_name: str, config: Mapping[str, Any], shape: Shape) -> int | 
         rank = int(class_name[-2])
         states = 2 * filters * _product([s for s in shape if s is not None]) if config.get("stateful") else 0
         return 4 * filters * _kernel(config, rank) * (last + filters) + states
-    if class_name.startswith("Conv") and "D" in class_name:
+    if class_name in _CONVOLUTIONS:
         rank = int(class_name[4])
         return _kernel(config, rank) * max(last // max(_int(config.get("groups"), 1), 1), 1) * filters + filters
     if class_name.startswith(("Depthwise", "Separable")):

@@ -151,7 +151,9 @@ def open_model(
         upgraded = _upgraded(archive, input_shape, max_layers)
         refuse(vet(upgraded.architecture, given=_names(given), operations=OPERATIONS), path=archive.path, given=given)
         budget = sum(info.size for info in archive.arrays.values()) + _SPARE
-        rebuilt = rebuild(upgraded.architecture, custom_objects=_registered() | given, budget=budget)
+        rebuilt = rebuild(
+            upgraded.architecture, custom_objects=_registered() | given, budget=budget, generation=upgraded.generation
+        )
         restore(rebuilt, archive, generation=upgraded.generation, backend=_backend(archive, backend))
         if compile:
             saved = archive.training_config or (archive.config or {}).get("compile_config")

@@ -197,8 +197,15 @@ def _arg(function: Function) -> Function:
     return call
 
 
+def _add(x: Any, y: Any) -> Any:
+    """x + y; as x - (-y), the same to the bit, where `keras.ops.add` could take y for a bias of another axis (3.15.1)."""
+    shape = list(getattr(y, "shape", ()))
+    alone = sum(length != 1 for length in shape) == 1
+    return ops.subtract(x, ops.negative(y)) if alone and shape[-1] == 1 else ops.add(x, y)
+
+
 _BINARY: Mapping[str, Function] = {
-    "add": ops.add,
+    "add": _add,
     "sub": ops.subtract,
     "mul": ops.multiply,
     "div": ops.divide,

@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from transferkit._keras import keras
 from transferkit.building import allowed, retired_layers
 from transferkit.building.operations import operation
@@ -86,6 +88,7 @@ class _Workshop:
 
     custom: Mapping[str, Any]
     budget: int | None
+    generation: int
     changes: list[Change] = field(default_factory=list)
     spent: int = 0
 
@@ -100,7 +103,9 @@ class _Workshop:
             )
 
 
-def rebuild(architecture: Config, *, custom_objects: Mapping[str, Any] | None = None, budget: int | None = None) -> Rebuilt:
+def rebuild(
+    architecture: Config, *, custom_objects: Mapping[str, Any] | None = None, budget: int | None = None, generation: int = 3
+) -> Rebuilt:
     """The Keras model of an upgraded configuration that `vetting` found nothing against.
 
     Args:
@@ -109,12 +114,13 @@ def rebuild(architecture: Config, *, custom_objects: Mapping[str, Any] | None = 
             function
             or layer that stands for it.
         budget: How many numbers the weights may hold together; None for no limit.
+        generation: 1, 2 or 3, of the Keras that wrote it.
 
     Raises:
         ModelError: when Keras refuses to build it, with the layer's name.
         UnsafeFileError: when it would hold more than the budget.
     """
-    shop = _Workshop(custom_objects or {}, budget)
+    shop = _Workshop(custom_objects or {}, budget, generation)
     built = _layer(shop, architecture)
     return Rebuilt(built.layer, built, tuple(shop.changes))
 
@@ -293,7 +299,7 @@ def _check_size(shop: _Workshop, plain: Config, layer: Any, shape: Sequence[Any]
             twice = 2 if item["class_name"] == "Bidirectional" else 1
             shape = [shape[0], *shape[2:]] if item["class_name"] == "TimeDistributed" and len(shape) > 2 else shape
             return twice * sum(count(one, shape) for one in inner if "layers" not in one["config"])
-        known = allowed.elements(item["class_name"], item["config"], shape)
+        known = None if "registered_name" in item else allowed.elements(item["class_name"], item["config"], shape)
         if known is None and item["class_name"] in allowed.LAYERS:
             largest = allowed.size_product(item["config"])
             known = largest if largest > 1 << 28 else 0
@@ -303,6 +309,27 @@ def _check_size(shop: _Workshop, plain: Config, layer: Any, shape: Sequence[Any]
     if plain["config"].get("unroll") and len(shape) > 1 and isinstance(shape[1], int) and shape[1] > _MAX_UNROLL:
         layer.unroll = False
         shop.changes.append(Change(plain["name"], f"not unrolled, its sequence being {shape[1]} long"))
+
+
+def _check_bias(shop: _Workshop, plain: Config, layer: Any, shape: Sequence[Any]) -> None:
+    """Refuses where Keras 3 adds a bias along the width: `keras.ops.add` of (n, c, h, w) and (1, c, 1, 1) when w = c (3.15.1)."""
+    config = plain["config"]
+    biased = config.get("data_format") == "channels_first" and config.get("use_bias", True) and "Conv" in plain["class_name"]
+    if shop.generation == 3 or not biased or plain["class_name"] not in allowed.LAYERS or "registered_name" in plain:
+        return
+    try:
+        width = layer.compute_output_shape(shape)[-1]
+    except Exception:  # the layer's own call says what is wrong
+        return
+    if width is None or width != getattr(layer, "filters", None):
+        return
+    probe = keras.ops.add(np.zeros((1, 2, 1, 2), "float32"), np.array([[[[0.0]], [[1.0]]]], "float32"))
+    if float(probe[0, 1, 0, 0]) != 1.0:
+        raise _failed(
+            plain,
+            f"{width} filters on a width of {width}, channels first: this version of Keras adds the bias along the width",
+            "a defect of keras.ops.add, which takes (1, c, 1, 1) for a bias of the last axis when that has the length c",
+        )
 
 
 def _sequential(shop: _Workshop, plain: Config) -> Built:
@@ -318,6 +345,7 @@ def _sequential(shop: _Workshop, plain: Config) -> Built:
         try:
             if shape is not None:
                 _with_output_shape(built.plain, built.layer, shape)
+                _check_bias(shop, built.plain, built.layer, shape)
                 shape = built.layer.compute_output_shape(shape)
         except TransferKitError:
             raise
@@ -415,6 +443,7 @@ def _called(shop: _Workshop, built: Built, args: Sequence[Any], kwargs: Mapping[
     shape = tuple(getattr(first, "shape", (None,)))
     _check_size(shop, plain, layer, shape)
     _with_output_shape(plain, layer, shape)
+    _check_bias(shop, plain, layer, shape)
     call: Callable[..., Any] = layer
     try:
         if isinstance(layer, keras.layers.Layer):
