@@ -477,10 +477,7 @@ class _Matching:
         for sources, targets in self.unsure:
             of = [u for u in sources if not all(name in self.used for name, _ in u.entries.values())]
             to = [u for u in targets if not all(name in self.pairs for name, _ in u.entries.values())]
-            text = (
-                f"more than one way to match: in the file {_told(of)}; "
-                f"in the model {_told(to)}"
-            )
+            text = f"more than one way to match: in the file {_told(of)}; in the model {_told(to)}"
             if not of or not to or text in self.problems:
                 continue
             self.problems.append(text)
