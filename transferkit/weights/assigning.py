@@ -26,6 +26,7 @@ __all__ = ["THREADS", "Assignment", "assign_all"]
 
 _ALIGNMENT = 64  # of Eigen's vectors; TensorFlow copies what is aligned to less
 _KEPT = 64 << 20
+_BY_DLPACK = tuple(np.dtype(name) for name in ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8"))
 THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -63,7 +64,17 @@ def _put(item: Assignment, room: np.ndarray[Any, Any]) -> None:
     if plain is None:
         item.variable.assign(room)
     else:
-        tf.raw_ops.AssignVariableOp(resource=plain.handle, value=room)
+        tf.raw_ops.AssignVariableOp(resource=plain.handle, value=_shared(room))
+
+
+def _shared(room: np.ndarray[Any, Any]) -> Any:
+    """The memory as a tensor without a copy.
+
+    By DLPack, because TensorFlow gives a NumPy array it took over free only at some later call of its own.
+    """
+    if room.dtype in _BY_DLPACK and room.size:
+        return tf.experimental.dlpack.from_dlpack(room.__dlpack__())
+    return room
 
 
 @contextlib.contextmanager
