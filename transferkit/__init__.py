@@ -14,9 +14,9 @@ from transferkit import errors
 
 if TYPE_CHECKING:
     from transferkit.building.builder import ModelBuilder as ModelBuilder
+    from transferkit.building.opening import OpenReport as OpenReport
     from transferkit.building.opening import explain_model as explain_model
     from transferkit.building.opening import open_model as open_model
-    from transferkit.building.opening import OpenReport as OpenReport
     from transferkit.data import Data as Data
     from transferkit.evaluation.evaluator import Evaluator as Evaluator
     from transferkit.evaluation.report import Evaluation as Evaluation
