@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import weights_files as files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
@@ -181,7 +182,7 @@ def test_torch_layouts(tmp_path: Path) -> None:
         "fc.bias": t(6),
         "words.weight": t(6, 6),
     }
-    np.savez(tmp_path / "w.npz", **state)
+    files.save_arrays(tmp_path / "w.npz", state)
     start = keras.Input((3, 4, 3))
     x = layers.Conv2D(4, (3, 2), use_bias=False, name="conv")(start)
     x = layers.Conv2DTranspose(5, 2, strides=2, use_bias=False, name="up")(x)
@@ -213,7 +214,7 @@ def test_torch_layouts(tmp_path: Path) -> None:
 
 def test_a_normalization_of_another_epsilon_than_torchs_is_told(tmp_path: Path) -> None:
     ones = np.ones(3, "float32")
-    np.savez(tmp_path / "w.npz", **{f"bn.{k}": ones for k in ("weight", "bias", "running_mean", "running_var")})
+    files.save_arrays(tmp_path / "w.npz", {f"bn.{k}": ones for k in ("weight", "bias", "running_mean", "running_var")})
     model = keras.Sequential([keras.Input((3,)), layers.BatchNormalization(name="bn")])
     notes = WeightLoader(tmp_path / "w.npz").layout("torch").load(model).notes
     assert any("have epsilon=0.001; PyTorch's default is 1e-05" in note for note in notes)

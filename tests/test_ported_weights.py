@@ -45,7 +45,7 @@ def convolved(x: np.ndarray[Any, Any], kernel: np.ndarray[Any, Any], stride: int
     """PyTorch's convolution written out: x (n, c, h, w), kernel (o, c, kh, kw)."""
     x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[2:], (2, 3))[:, :, ::stride, ::stride]
-    return np.einsum("nchwij,ocij->nohw", windows, kernel, optimize=True)
+    return np.asarray(np.einsum("nchwij,ocij->nohw", windows, kernel, optimize=True))
 
 
 def resnet20_in_numpy(state: dict[str, np.ndarray[Any, Any]], x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -54,7 +54,7 @@ def resnet20_in_numpy(state: dict[str, np.ndarray[Any, Any]], x: np.ndarray[Any,
     def unit(x: np.ndarray[Any, Any], conv: str, bn: str, stride: int) -> np.ndarray[Any, Any]:
         x = convolved(x, state[f"{conv}.weight"], stride, 1)
         mean, variance, scale, offset = (state[f"{bn}.{k}"][:, None, None] for k in _NORM)
-        return (x - mean) / np.sqrt(variance + 1e-5) * scale + offset
+        return np.asarray((x - mean) / np.sqrt(variance + 1e-5) * scale + offset)
 
     x = np.maximum(unit(x, "conv1", "bn1", 1), 0)
     for stage in (1, 2, 3):
@@ -67,7 +67,7 @@ def resnet20_in_numpy(state: dict[str, np.ndarray[Any, Any]], x: np.ndarray[Any,
                 pad = (y.shape[1] - x.shape[1]) // 2
                 x = np.pad(x, ((0, 0), (pad, pad), (0, 0), (0, 0)))
             x = np.maximum(x + y, 0)
-    return x.mean(axis=(2, 3)) @ state["linear.weight"].T + state["linear.bias"]
+    return np.asarray(x.mean(axis=(2, 3)) @ state["linear.weight"].T + state["linear.bias"])
 
 
 _NORM = ("running_mean", "running_var", "weight", "bias")
@@ -154,7 +154,7 @@ def test_pnet_of_a_tensorflow_checkpoint(shared_data: Path) -> None:
 
     def conv(x: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
         kernel = state[f"{name}/weights"].transpose(3, 2, 0, 1)
-        return convolved(x, kernel, 1, 0) + state[f"{name}/biases"][:, None, None]
+        return np.asarray(convolved(x, kernel, 1, 0) + state[f"{name}/biases"][:, None, None])
 
     h = x.transpose(0, 3, 1, 2).astype("float64")
     for n in (1, 2, 3):

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import weights_files as files
 from keras import layers
 
 from transferkit.__main__ import main
@@ -123,7 +124,7 @@ def test_conversion_keeps_every_value(tmp_path: Path) -> None:
 
 def test_many_layers_outgrow_one_attribute(tmp_path: Path) -> None:
     arrays = {f"layer_with_a_long_name_{i:05d}/kernel": np.full(2, i, "float32") for i in range(3000)}
-    np.savez(tmp_path / "w.npz", **arrays)
+    files.save_arrays(tmp_path / "w.npz", arrays)
     convert_weights(tmp_path / "w.npz", tmp_path / "w.h5")
     with open_archive(tmp_path / "w.h5") as archive:
         assert len(archive.layers) == 3000
@@ -144,7 +145,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_converting_needs_no_tensorflow(tmp_path: Path) -> None:
-    np.savez(tmp_path / "w.npz", **{"a/kernel": np.ones(3, "float32")})
+    files.save_arrays(tmp_path / "w.npz", {"a/kernel": np.ones(3, "float32")})
     program = (
         "import sys; from transferkit.__main__ import main; "
         f"main(['convert', {str(tmp_path / 'w.npz')!r}, {str(tmp_path / 'w.safetensors')!r}]); "

@@ -9,10 +9,11 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import weights_files as files
 from keras import layers
 
 from transferkit.errors import MatchError, ModelError, UnsafeFileError, WeightsFileError
-from transferkit.weights import staging
+from transferkit.weights import assigning, staging
 from transferkit.weights.loader import WeightLoader
 from transferkit.weights.readers.archive import Archive
 from transferkit.weights.saving import save_weights
@@ -232,7 +233,7 @@ def test_10_an_error_leaves_every_variable_as_it_was(tmp_path: Path, monkeypatch
     before = values(model)
     opened = WeightLoader.open
     for failing in range(6):
-        seen = []
+        seen: list[str] = []
 
         def broken(plan: WeightLoader, failing: int = failing, seen: list[str] = seen) -> Archive:
             archive = opened(plan)
@@ -267,7 +268,7 @@ def test_10_a_failing_assignment_is_taken_back(tmp_path: Path, monkeypatch: pyte
             ]
         )
 
-    real = staging.assign_all
+    real = assigning.assign_all
     monkeypatch.setattr(staging, "assign_all", fails)
     with pytest.raises(MemoryError):
         WeightLoader(tmp_path / "w.h5").load(model)
@@ -305,7 +306,7 @@ def test_12_a_square_kernel_stored_in_the_other_layout(tmp_path: Path) -> None:
     path = tmp_path / "w.npz"
     rng = np.random.default_rng(0)
     kernel, bias = rng.normal(size=(4, 4)).astype("float32"), rng.normal(size=4).astype("float32")
-    np.savez(path, **{"a.weight": kernel, "a.bias": bias})
+    files.save_arrays(path, {"a.weight": kernel, "a.bias": bias})
     model = chain(["a"])
     refused(WeightLoader(path), model, "the file is PyTorch's, whose kernels are stored transposed", '.layout("torch")')
     report = WeightLoader(path).layout("torch").load(model)
@@ -397,7 +398,7 @@ def test_18_values_too_large_for_the_variable(tmp_path: Path) -> None:
 
 
 def test_18_whole_numbers_and_truth_values(tmp_path: Path) -> None:
-    np.savez(tmp_path / "w.npz", **{"a/kernel": np.ones((4, 4), "uint8"), "a/bias": np.zeros(4, "float32")})
+    files.save_arrays(tmp_path / "w.npz", {"a/kernel": np.ones((4, 4), "uint8"), "a/bias": np.zeros(4, "float32")})
     refused(WeightLoader(tmp_path / "w.npz"), chain(["a"]), "the file's 'a/kernel' has uint8 values for a float32 variable")
     assert WeightLoader(tmp_path / "w.npz").allow("integers").load(chain(["a"])).ok
 

@@ -293,9 +293,18 @@ def test_the_models_own_loss_is_kept() -> None:
 def test_class_weights_change_the_run() -> None:
     runs = [
         TWO.fit(network(), problem(), seed=0, class_weight=weights, verbose=0).history["loss"]
-        for weights in (None, {0: 1.0, 1: 1.0, 2: 1.0}, {0: 5.0, 1: 1.0, 2: 1.0})
+        for weights in (None, {0: 1.0}, {0: 5.0, 1: 1.0, 2: 1.0}, {0: 5.0})
     ]
-    assert runs[0] == runs[1] != runs[2]
+    assert runs[0] == runs[1] != runs[2] == runs[3]
+    with pytest.raises(errors.DataError) as caught:
+        TWO.fit(network(), problem(), class_weight={3: 1.0, 0: -1.0}, verbose=0)
+    assert str(caught.value) == (
+        "Weighting the classes.\n"
+        "  found 2 problems:\n"
+        "    - the class 3, where the head has the classes 0 to 2\n"
+        "    - the weight -1.0 for the class 0\n"
+        "  to fix it: give each class's number and a weight of at least 0: {0: 1.0, 1: 5.0}"
+    )
 
 
 X, Y = problem()

@@ -36,6 +36,11 @@ CONFIG = {
 }
 
 
+def save_arrays(path: Path, held: Any) -> None:
+    """Writes an npz file. NumPy's types take keyword arrays for `savez`'s one flag, so `held` is Any."""
+    np.savez(path, **held)
+
+
 def arrays() -> Arrays:
     """The weights of the network in `CONFIG`, by layer and variable."""
     rng = np.random.default_rng(7)

@@ -7,7 +7,7 @@ sorted by class are one class. Arrays are therefore ordered here: epoch `e` of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from transferkit.building.heads import Head
 from transferkit.data import Batch, Data, as_batch, is_arrays, row_count
 from transferkit.errors import DataError
 
-__all__ = ["ListedBatches", "check_inputs", "epoch_order", "first_rows", "ordered_dataset"]
+__all__ = ["ListedBatches", "check_inputs", "complete_class_weights", "epoch_order", "first_rows", "ordered_dataset"]
 
 
 def epoch_order(rows: int, *, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -188,6 +188,31 @@ def check_inputs(batch: Batch, model: Any, heads: list[Head], *, name: str) -> N
             found=problems,
             fix="fill or drop rows that aren't finite; bring the inputs to the model's shape; give data as (x, y)",
         )
+
+
+def complete_class_weights(weights: Mapping[int, float] | None, heads: list[Head]) -> dict[int, float] | None:
+    """A weight for every class of the head: 1 for those not named. Keras takes the classes of a data set from the highest named.
+
+    Args:
+        weights: Class → weight, or None.
+        heads: The model's heads.
+
+    Raises:
+        DataError: for a class the head hasn't got, or a weight that is no number of at least 0.
+    """
+    if weights is None:
+        return None
+    units = heads[0].shape[-1] if len(heads) == 1 and heads[0].shape else None
+    classes = max(2, units) if units else max(weights, default=0) + 1
+    problems = [
+        f"the class {key!r}, where the head has the classes 0 to {classes - 1}" for key in weights if key not in range(classes)
+    ]
+    problems += [f"the weight {value!r} for the class {key!r}" for key, value in weights.items() if not 0 <= value < float("inf")]
+    if problems:
+        raise DataError(
+            "Weighting the classes.", found=problems, fix="give each class's number and a weight of at least 0: {0: 1.0, 1: 5.0}"
+        )
+    return {number: float(weights.get(number, 1.0)) for number in range(classes)}
 
 
 def _fits(found: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:

@@ -23,7 +23,7 @@ from transferkit.placement import Placement
 from transferkit.tuning.caching import planned_split
 from transferkit.tuning.callbacks import TensorBoardLogs
 from transferkit.tuning.defaults import default_plan, explanation
-from transferkit.tuning.feeding import check_inputs, first_rows
+from transferkit.tuning.feeding import check_inputs, complete_class_weights, first_rows
 from transferkit.tuning.layers import Layers
 from transferkit.tuning.loop import Job, run_phases
 from transferkit.tuning.objectives import Objective, objective_of
@@ -531,7 +531,7 @@ class FineTuner(Plan):
             validation_data: The same; or a fraction of in-memory data to set apart, at random and by class, before training.
             batch_size: Rows in a batch of in-memory data; data that comes in batches keeps its own.
             callbacks: Keras callbacks of any kind. They see one training: it begins with the first phase and ends with the last.
-            class_weight: Class → weight of its rows in the loss.
+            class_weight: Class → weight of its rows in the loss; 1 for a class that isn't named.
             steps_per_epoch: Batches in an epoch, for data without an end.
             validation_steps: The same for validation.
             seed: Fixes the order of the rows, dropout and augmentation, and Keras's global random state with them. Without one
@@ -564,7 +564,8 @@ class FineTuner(Plan):
         objective = self.objective(model, batch.y)
         settings = self._settings()
         settings.check(self.make_optimizer(None), plans)
-        targets = settings.targets(objective, heads, class_weight=class_weight)
+        weights = complete_class_weights(class_weight, heads)
+        targets = settings.targets(objective, heads, class_weight=weights)
         job = Job(
             data=data,
             validation=validation_data,
@@ -576,7 +577,7 @@ class FineTuner(Plan):
             callbacks=[*callbacks, *([TensorBoardLogs(tensorboard)] if tensorboard is not None else [])],
             batch_size=batch_size,
             seed=seed,
-            class_weight=dict(class_weight) if class_weight is not None else None,
+            class_weight=weights,
             steps_per_epoch=steps_per_epoch,
             validation_steps=validation_steps,
             verbose=verbose,
