@@ -206,6 +206,23 @@ def test_a_function_of_the_users_is_never_kept_on_disk(tmp_path: Path) -> None:
         assert (made.where, made.reused) == ("memory", False)
 
 
+def test_an_activation_or_a_layer_of_the_users_is_never_kept_on_disk(tmp_path: Path) -> None:
+    def twice(x: Any) -> Any:
+        return 2 * x
+
+    class Own(layers.Dense):  # type: ignore[misc, unused-ignore]
+        """Keras's, but for its name."""
+
+    for first in (layers.Dense(4, activation=twice, name="a"), Own(4, name="a")):
+        model = keras.Sequential([keras.Input((5,)), first, layers.Dense(2)])
+        first.trainable = False
+        prefix = split(model).prefix
+        assert prefix.digest() is None
+        for _ in range(2):
+            made = compute(prefix, (np.ones((8, 5), "float32"), np.zeros(8)), folder=tmp_path)
+            assert (made.where, made.reused) == ("memory", False)
+
+
 def _damaged(path: Path, how: str) -> None:
     content = bytearray(path.read_bytes())
     if how == "bit":

@@ -13,7 +13,6 @@ import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -355,8 +354,8 @@ class GraphModel(keras.Model):
         return self._function.value
 
     def digest(self) -> str | None:
-        """A digest of everything that decides what the model gives: layers, settings, wiring, weights and the code of the user's
-        layers. None when some of that code can't be read."""
+        """A digest of everything that decides what the model gives: layers, settings, wiring and weights; None when some of it is
+        code of the user's."""
         calls, wanted, masked, output_masks, quiet, loud = self._graph
         mark = hashlib.sha256(repr((wanted, masked, output_masks, sorted(quiet), sorted(loud))).encode())
         for call in calls:
@@ -375,22 +374,29 @@ class GraphModel(keras.Model):
 
 
 def _code_of(operation: Any) -> bytes | None:
-    """What an operation is and how it is set; for those that aren't Keras's own, the files of their classes too."""
+    """What an operation is and how it is set; None for one that runs code of the user's.
+
+    Such code can't be told by content: a file's text says nothing of the modules it imports, nor of what a function closes over.
+    """
     if isinstance(operation, keras.layers.Lambda) or is_functional(operation):
-        return None  # a function may close over anything
-    parts = [f"{type(operation).__module__}.{type(operation).__qualname__}"]
-    for kind in type(operation).__mro__:
-        if kind.__module__.split(".")[0] in ("keras", "tensorflow", "builtins"):
-            continue
-        try:
-            parts.append(Path(inspect.getsourcefile(kind) or "").read_text())
-        except (OSError, TypeError, ValueError):
-            return None
+        return None
+    if any(kind.__module__.split(".")[0] not in ("keras", "tensorflow", "builtins") for kind in type(operation).__mro__):
+        return None
     try:
-        parts.append(json.dumps(operation.get_config(), sort_keys=True, default=repr))
+        config = operation.get_config()
+        text = json.dumps(config, sort_keys=True)
     except (NotImplementedError, TypeError, ValueError):
         return None
-    return "\0".join(parts).encode()
+    if _names_custom_code(config):
+        return None
+    return f"{type(operation).__module__}.{type(operation).__qualname__}\0{text}".encode()
+
+
+def _names_custom_code(config: Any) -> bool:
+    """Whether a configuration names a function or class that isn't Keras's: an activation of the user's, say."""
+    if isinstance(config, dict):
+        return config.get("registered_name") is not None or any(map(_names_custom_code, config.values()))
+    return isinstance(config, (list, tuple)) and any(map(_names_custom_code, config))
 
 
 def flat_inputs(inputs: Any, structure: Any, specs: dict[int, Spec]) -> list[Any]:
