@@ -132,6 +132,16 @@ def cross_validate(
     Raises:
         DataError: for data whose rows can't be told apart.
         EvaluationError: when a fold would be empty, or lack a class.
+
+    Example:
+        >>> import numpy as np
+        >>> import transferkit as tk
+        >>> x, y = np.random.default_rng(0).normal(size=(40, 4)), np.arange(40) % 2
+        >>> tuner = tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=1)
+        >>> recipe = tk.Recipe(tk.ModelBuilder((4,)).classifier(2), tuner=tuner, evaluator=tk.Evaluator("accuracy"))
+        >>> found = tk.cross_validate(recipe, (x, y), folds=2)
+        >>> found["accuracy"].low <= found["accuracy"].value <= found["accuracy"].high
+        True
     """
     source = _as_data(data)
     labels = np.asarray(source.labels)

@@ -274,6 +274,15 @@ def greedy_soup(model: Any, ingredients: Sequence[Weights], score: Callable[[Any
 
     Raises:
         ModelError: when an ingredient isn't of this model's shapes.
+
+    Example:
+        >>> import numpy as np
+        >>> import transferkit as tk
+        >>> model = tk.ModelBuilder((2,)).regression().build()
+        >>> cups = [[np.full((2, 1), value), np.zeros(1)] for value in (0.0, 1.0, 9.0)]
+        >>> soup = tk.greedy_soup(model, cups, lambda m: -abs(float(np.mean(m.get_weights()[0])) - 0.5))
+        >>> np.ravel(model.get_weights()[0]).tolist()
+        [0.5, 0.5]
     """
     if not ingredients:
         raise PlanError("Making a soup of weights.", found="no ingredients")

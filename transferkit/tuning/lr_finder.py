@@ -299,6 +299,14 @@ def find_batch_size(
         phase: A name of one of its phases; the last where none is given, for it usually trains most.
         limit: Bytes that a step may add; half of what is free where nothing is said.
         largest: No batch above this is tried.
+
+    Example:
+        >>> import numpy as np
+        >>> import transferkit as tk
+        >>> model = tk.ModelBuilder((4,)).dense(8, "relu").classifier(3).build()
+        >>> found = tk.find_batch_size(model, (np.zeros((64, 4)), np.arange(64) % 3), largest=64)
+        >>> found.best
+        64
     """
     if not is_arrays(data):
         raise DataError("Looking for a batch size.", found=f"data of type {type(data).__name__}", fix="give some rows as (x, y)")

@@ -128,6 +128,15 @@ def convert_weights(
     Raises:
         WeightsError: when the source can't be read.
         StorageError: when the target's format can't hold it, or the disk refuses.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import numpy as np
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> np.savez(folder / "w.npz", kernel=np.eye(3, dtype="float32"))
+        >>> written = convert_weights(folder / "w.npz", folder / "w.safetensors")
+        >>> (folder / "w.safetensors").exists()
+        True
     """
     path = os.path.expanduser(os.fspath(path))
     asked = f"Converting {os.fspath(source)!r} to {path!r}."

@@ -22,6 +22,10 @@ class Limits:
         max_bytes: Of all arrays together, once in memory.
         max_arrays: How many arrays, layers or members.
         max_metadata_bytes: Of configuration, headers and names.
+
+    Example:
+        >>> Limits(max_bytes=1 << 30).max_arrays
+        100000
     """
 
     max_bytes: int = 64 << 30

@@ -46,6 +46,15 @@ def open_archive(
         WeightsNotFoundError: when there is no such file.
         WeightsFileError: when it is damaged, or no weights file.
         UnsafeFileError: when it asks for what a weights file must not.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import numpy as np
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "w.npz"
+        >>> np.savez(path, kernel=np.eye(3, dtype="float32"))
+        >>> with open_archive(path) as archive:
+        ...     print(archive.format, archive.arrays["kernel"].shape)
+        npz (3, 3)
     """
     limits = limits or Limits()
     expanded = os.path.expanduser(os.fspath(path))
