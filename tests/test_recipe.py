@@ -124,6 +124,15 @@ def test_cross_validation_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 6
 
 
+def test_an_interval_stays_within_what_the_figure_can_be() -> None:
+    found = tk.cross_validate(RECIPE, problem(), folds=2, seed=0)
+    one = found["accuracy"]
+    assert one.low is not None
+    assert one.high is not None
+    assert 0 <= one.low <= one.high <= 1
+    assert "2 scores say little of their spread" in str(found)
+
+
 def test_groups_are_never_on_both_sides_and_data_must_be_dealable() -> None:
     x, y = problem()
     groups = np.arange(len(x)) // 4

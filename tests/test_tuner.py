@@ -282,6 +282,17 @@ def test_several_inputs_and_outputs_by_name() -> None:
     )
 
 
+def test_class_weights_need_one_output() -> None:
+    model = tk.ModelBuilder((8,)).dense(4, name="d").classifier(3, name="a").at("d").regression(name="b").build(seed=0)
+    before = snapshot(model)
+    x, y = problem()
+    with pytest.raises(errors.DataError) as caught:
+        TWO.fit(model, (x, {"a": y, "b": y.astype("float32")}), class_weight={0: 2.0}, verbose=0)
+    assert "a model with 2 outputs, whose classes aren't the same" in str(caught.value)
+    assert_unchanged(model, before)
+    assert not model.compiled
+
+
 def test_the_models_own_loss_is_kept() -> None:
     model = network()
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(), metrics=["sparse_top_k_categorical_accuracy"])
@@ -326,7 +337,7 @@ X, Y = problem()
             errors.DataError,
             "Checking the training data against the model 'model'.\n"
             "  found: the input has 8 values that are NaN or infinite, the first in row 7\n"
-            "  to fix it: fill or drop rows that aren't finite; bring the inputs to the model's shape; give data as (x, y)",
+            "  to fix it: fill or drop rows that aren't finite",
         ),
         (
             (X[:, :5], Y),
@@ -334,7 +345,7 @@ X, Y = problem()
             errors.DataError,
             "Checking the training data against the model 'model'.\n"
             "  found: the input has rows of shape (5,), where the model takes (8,)\n"
-            "  to fix it: fill or drop rows that aren't finite; bring the inputs to the model's shape; give data as (x, y)",
+            "  to fix it: bring the inputs to the model's shape",
         ),
         (
             (X, Y + 1),
@@ -352,6 +363,22 @@ X, Y = problem()
             "Reading the training data.\n  found: a ndarray\n"
             "  likely cause: data comes as (x, y) of arrays, a tf.data.Dataset, a PyDataset or an iterable of batches\n"
             "  to fix it: for arrays, put inputs and labels into one tuple: (x, y)",
+        ),
+        (
+            tf.data.Dataset.from_tensor_slices((X, Y)),
+            {},
+            errors.DataError,
+            "Checking the training data against the model 'model'.\n"
+            "  found: the input is one row of shape (8,), without an axis for the batch\n"
+            "  to fix it: put rows into batches: dataset.batch(32)",
+        ),
+        (
+            iter([(X, Y)]),
+            {},
+            errors.DataError,
+            "Training for 5 epochs.\n"
+            "  found: a generator that can be gone over once, and no steps_per_epoch\n"
+            "  to fix it: give a list of batches, a tf.data.Dataset, or a generator without an end and steps_per_epoch=…",
         ),
         (
             (X, Y[:-1]),
@@ -421,6 +448,20 @@ def test_plans_that_make_no_sense_are_refused() -> None:
         "  found: no validation data to measure it on\n"
         "  to fix it: fit(…, validation_data=0.1) sets a tenth of the rows apart"
     )
+
+
+def test_a_figure_that_will_not_be_there_is_an_error() -> None:
+    with pytest.raises(errors.PlanError) as caught:
+        TWO.early_stopping(2, monitor="val_acuracy").fit(network(), problem(), validation_data=0.2, verbose=0)
+    assert str(caught.value) == (
+        "Stopping early by 'val_acuracy'.\n"
+        "  found: no figure of that name (did you mean 'val_accuracy' or 'accuracy'?)\n"
+        "  to fix it: one of 'loss', 'val_loss', 'accuracy', 'val_accuracy'"
+    )
+    plateau = tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=2, schedule="plateau")
+    with pytest.raises(errors.PlanError) as caught:
+        plateau.fit(network(), problem(), verbose=0)
+    assert str(caught.value).startswith("Lowering the rate in the phase 'all' on a plateau by 'val_loss'.")
 
 
 def test_describe_is_a_table_and_changes_nothing() -> None:

@@ -148,7 +148,10 @@ class MissingExtraError(TransferKitError, ImportError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Names in `known` close to `name` as a hint to append to a message; empty when none is close."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    by_lower: dict[str, str] = {}
+    for item in known:
+        by_lower.setdefault(item.lower(), item)
+    near = [by_lower[item] for item in difflib.get_close_matches(name.lower(), list(by_lower), n=3, cutoff=0.6)]
     return f" (did you mean {' or '.join(repr(n) for n in near)}?)" if near else ""
 
 

@@ -7,6 +7,7 @@ only. May import Keras and the floors below.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,10 @@ from transferkit.recipe import Recipe
 from transferkit.storage import atomic_path
 
 __all__ = ["CrossValidation", "cross_validate", "fold_seed"]
+
+
+#: Below this many scores the quantile of Student's t is so large that the interval says little.
+_ENOUGH = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,13 +73,16 @@ class CrossValidation(Mapping[str, Estimate]):
             values = self.scores[name]
             rows.append((name, f"{one.value:.4f}", f"{one.low:.4f} – {one.high:.4f}", f"{min(values):.4f} – {max(values):.4f}"))
         count = len(self.seconds) // self.repeats
+        notes = ["The interval is Nadeau and Bengio's: the folds share training rows, so their scores aren't independent."]
+        if len(self.seconds) < _ENOUGH:
+            notes.append(f"{len(self.seconds)} scores say little of their spread: more folds or repeats= narrow the interval.")
         repeated = f", {self.repeats} times" if self.repeats > 1 else ""
         level = next(iter(self.estimates.values())).level
         return Table(
             columns=("metric", ">mean", f">{level:.0%} interval", ">folds"),
             rows=rows,
             title=f"{count}-fold cross-validation{repeated} of {len(self.labels):,} rows",
-            notes=("The interval is Nadeau and Bengio's: the folds share training rows, so their scores aren't independent.",),
+            notes=notes,
         )
 
     def __str__(self) -> str:
@@ -225,7 +233,20 @@ def _estimate(name: str, values: Sequence[float], dealt: Sequence[Fold], level: 
     train = float(np.mean([len(fold.train) for fold in dealt]))
     test = float(np.mean([len(fold.test) for fold in dealt]))
     interval = nadeau_bengio(values, train=round(train), test=round(test), level=level)
-    return Estimate(name, float(np.mean(values)), low=interval.low, high=interval.high, level=level, method=interval.method)
+    least, most = _limits(name)
+    low, high = max(interval.low, least), min(interval.high, most)
+    return Estimate(name, float(np.mean(values)), low=low, high=high, level=level, method=interval.method)
+
+
+def _limits(name: str) -> tuple[float, float]:
+    """The least and the largest value a figure can have; Student's t knows of neither."""
+    if name.startswith(("kappa", "mcc")):
+        return -1.0, 1.0
+    if name in ("bias", "r2", "explained_variance"):
+        return -math.inf, math.inf if name == "bias" else 1.0
+    if name in ("loss", "log_loss", "mae", "mse", "rmse", "mape", "msle", "max_error"):
+        return (-math.inf if name == "loss" else 0.0), math.inf  # a loss of the user's may be negative
+    return 0.0, 2.0 if name == "brier" else 1.0
 
 
 class _Keeper:

@@ -166,10 +166,12 @@ def check_inputs(batch: Batch, model: Any, heads: list[Head], *, name: str) -> N
             missing.
     """
     problems: list[str] = []
+    fixes: list[str] = []
     inputs = tf.nest.flatten(batch.x)
     expected = list(getattr(model, "inputs", None) or [])
     if expected and len(expected) != len(inputs):
         problems.append(f"{len(inputs)} inputs, where the model takes {len(expected)}")
+        fixes.append("give the inputs as one tuple or dict: ((a, b), y)")
     for index, array in enumerate(inputs):
         where = f"input {index}" if len(inputs) > 1 else "the input"
         if array.dtype.kind == "f":
@@ -177,16 +179,23 @@ def check_inputs(batch: Batch, model: Any, heads: list[Head], *, name: str) -> N
             if bad.any():
                 row = int(np.argwhere(bad)[0][0])
                 problems.append(f"{where} has {int(bad.sum()):,} values that are NaN or infinite, the first in row {row}")
+                fixes.append("fill or drop rows that aren't finite")
         if len(expected) == len(inputs) and not _fits(array.shape[1:], expected[index].shape[1:]):
             wanted = tuple(expected[index].shape[1:])
-            problems.append(f"{where} has rows of shape {array.shape[1:]}, where the model takes {wanted}")
+            if array.shape == wanted:
+                problems.append(f"{where} is one row of shape {array.shape}, without an axis for the batch")
+                fixes.append("put rows into batches: dataset.batch(32)")
+            else:
+                problems.append(f"{where} has rows of shape {array.shape[1:]}, where the model takes {wanted}")
+                fixes.append("bring the inputs to the model's shape")
     if batch.y is None and heads:
         problems.append("no labels")
+        fixes.append("give data as (x, y)")
     if problems:
         raise DataError(
             f"Checking the {name} against the model {model.name!r}.",
             found=problems,
-            fix="fill or drop rows that aren't finite; bring the inputs to the model's shape; give data as (x, y)",
+            fix="; ".join(dict.fromkeys(fixes)),
         )
 
 
@@ -202,7 +211,13 @@ def complete_class_weights(weights: Mapping[int, float] | None, heads: list[Head
     """
     if weights is None:
         return None
-    units = heads[0].shape[-1] if len(heads) == 1 and heads[0].shape else None
+    if len(heads) > 1:
+        raise DataError(
+            "Weighting the classes.",
+            found=f"a model with {len(heads)} outputs, whose classes aren't the same",
+            fix="give the rows weights instead, for each output: data=(x, y, {'output': weights})",
+        )
+    units = heads[0].shape[-1] if heads and heads[0].shape else None
     classes = max(2, units) if units else max(weights, default=0) + 1
     problems = [
         f"the class {key!r}, where the head has the classes 0 to {classes - 1}" for key in weights if key not in range(classes)

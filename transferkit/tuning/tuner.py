@@ -18,7 +18,7 @@ from transferkit._table import Table
 from transferkit.building.frontier import Split
 from transferkit.building.heads import heads_of
 from transferkit.data import split
-from transferkit.errors import ModelError, PlanError, did_you_mean
+from transferkit.errors import DataError, ModelError, PlanError, did_you_mean
 from transferkit.placement import Placement
 from transferkit.tuning.caching import planned_split
 from transferkit.tuning.callbacks import TensorBoardLogs
@@ -555,13 +555,14 @@ class FineTuner(Plan):
         if isinstance(validation_data, float):
             data, validation_data = split(data, validation_data, seed=seed)
         heads = heads_of(model)
+        self._check_passes(data, steps_per_epoch)
         batch, data = first_rows(data, name="training data")
         check_inputs(batch, model, heads, name="training data")
         if validation_data is not None:
             val_batch, validation_data = first_rows(validation_data, name="validation data")
             check_inputs(val_batch, model, heads, name="validation data")
-        self._check_monitor(validation_data)
         objective = self.objective(model, batch.y)
+        self._check_monitors(validation_data, objective)
         settings = self._settings()
         settings.check(self.make_optimizer(None), plans)
         weights = complete_class_weights(class_weight, heads)
@@ -599,14 +600,55 @@ class FineTuner(Plan):
             notes=(f"Loss: {objective.reason}.", *_notes(history, heads, objective, plans, records)),
         )
 
-    def _check_monitor(self, validation: Any) -> None:
-        chosen = self._last("early_stopping")
-        if chosen and chosen["monitor"].startswith("val_") and validation is None:
-            raise PlanError(
-                f"Stopping early by {chosen['monitor']!r}.",
-                found="no validation data to measure it on",
-                fix="fit(…, validation_data=0.1) sets a tenth of the rows apart",
+    def _check_passes(self, data: Any, steps_per_epoch: int | None) -> None:
+        """Raises a DataError for data that can be gone over once only, where the plan goes over it more often."""
+        epochs = sum(phase.epochs for phase in self.phases())
+        if hasattr(data, "__next__") and steps_per_epoch is None and epochs > 1:
+            raise DataError(
+                f"Training for {epochs} epochs.",
+                found="a generator that can be gone over once, and no steps_per_epoch",
+                fix="give a list of batches, a tf.data.Dataset, or a generator without an end and steps_per_epoch=…",
             )
+
+    def _monitors(self) -> list[tuple[str, str]]:
+        """What the plan watches: what for, and the figure's name."""
+        chosen = self._last("early_stopping")
+        found = [("Stopping early", str(chosen["monitor"]))] if chosen else []
+        for phase in self.phases():
+            schedule = phase.schedule
+            if isinstance(schedule, Schedule) and schedule.kind == "plateau":
+                found.append((f"Lowering the rate in the phase {phase.name!r} on a plateau", str(schedule.settings["monitor"])))
+        return found
+
+    def _check_monitors(self, validation: Any, objective: Objective) -> None:
+        """Raises a PlanError for a figure that won't be there; Keras only warns, and goes on without it."""
+        known = _figures(objective)
+        for purpose, monitor in self._monitors():
+            asked = f"{purpose} by {monitor!r}."
+            if monitor.startswith("val_") and validation is None:
+                raise PlanError(
+                    asked,
+                    found="no validation data to measure it on",
+                    fix="fit(…, validation_data=0.1) sets a tenth of the rows apart",
+                )
+            if known is not None and monitor.removeprefix("val_") not in known:
+                names = [prefix + name for name in known for prefix in ("", "val_")]
+                raise PlanError(
+                    asked,
+                    found=f"no figure of that name{did_you_mean(monitor, names)}",
+                    fix=f"one of {', '.join(map(repr, names))}",
+                )
+
+
+def _figures(objective: Objective) -> list[str] | None:
+    """The names the history will have, without `val_`; None where Keras makes them up (several outputs, its short names)."""
+    metrics = objective.metrics or []
+    if isinstance(objective.loss, (dict, list, tuple)) or isinstance(metrics, dict):
+        return None
+    names = [item if isinstance(item, str) else getattr(item, "name", getattr(item, "__name__", None)) for item in metrics]
+    if not all(isinstance(name, str) and name.islower() and len(name) > 3 for name in names) or "crossentropy" in names:
+        return None
+    return ["loss", *map(str, names)]
 
 
 def _notes(
