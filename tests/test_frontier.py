@@ -269,6 +269,10 @@ class _Centre(layers.Layer):
     def call(self, x: Any) -> Any:
         return x - keras.ops.mean(x, axis=0)
 
+    def compute_output_spec(self, x: Any) -> Any:
+        # Keras marks some tensors of a random graph as sparse, and then can't work the shape out by calling the layer.
+        return keras.KerasTensor(x.shape, x.dtype)
+
 
 class _Count(layers.Layer):
     def build(self, _: Any) -> None:
@@ -441,7 +445,13 @@ def _grown(steps: list[tuple[str, int, bool]]) -> tuple[Any, set[str]]:
     return keras.Model(x, [tensors[-1], layers.Dense(2, name="head")(tensors[-1])]), barred | {"head"}
 
 
-@settings(max_examples=12, phases=[Phase.explicit, Phase.generate], deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=12,
+    phases=[Phase.explicit, Phase.generate],
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
 @given(_STEPS)
 def test_suffix_of_prefix_is_the_model_at_every_legal_cut(steps: list[tuple[str, int, bool]]) -> None:
     model, barred = _grown(steps)

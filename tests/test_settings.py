@@ -355,7 +355,7 @@ def test_a_schedule_needs_to_know_how_many_steps_there_are() -> None:
         while True:
             yield problem(16)
 
-    with pytest.raises(errors.PlanError, match="data that doesn't tell how many batches it has"):
+    with pytest.raises(errors.DataError, match="no steps_per_epoch"):
         one_phase(schedule="cosine").fit(network(), endless(), verbose=0)
     run = one_phase(schedule="cosine").fit(network(), endless(), steps_per_epoch=2, verbose=0)
     assert run.epochs == 2
