@@ -262,13 +262,13 @@ def test_what_a_dead_writer_left_is_removed(tmp_path: Path) -> None:
         [sys.executable, "-c", textwrap.dedent(code)], env={**os.environ, "PYTHONPATH": os.getcwd()}, check=False
     )
     assert ended.returncode == -9
-    assert len(list(tmp_path.glob(".tmp-*"))) == 1
+    assert len(list(tmp_path.glob(".transferkit-*.tmp"))) == 1
     store = FeatureStore(tmp_path)
-    assert not list(tmp_path.glob(".tmp-*"))
+    assert not list(tmp_path.glob(".transferkit-*.tmp"))
     with store.writer(1) as writer:  # one that lives is left alone
         FeatureStore(tmp_path)
         assert writer.folder.is_dir()
-    assert not list(tmp_path.glob(".tmp-*"))
+    assert not list(tmp_path.glob(".transferkit-*.tmp"))
 
 
 def test_writers_that_fail_leave_nothing(tmp_path: Path) -> None:
@@ -355,4 +355,4 @@ def test_processes_that_write_and_die_never_leave_a_wrong_feature(tmp_path: Path
         entry = store.open(key)
         if entry is not None:
             assert np.array_equal(entry.files[0], np.random.default_rng(number).integers(0, 255, 50_000).astype("uint8"))
-    assert not list(tmp_path.glob(".tmp-*"))
+    assert not list(tmp_path.glob(".transferkit-*.tmp"))

@@ -11,10 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
-import shutil
 import stat
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from transferkit.errors import StorageError
+from transferkit.storage import flush_directory, sweep, temporary_directory
 
 try:
     import fcntl
@@ -32,7 +30,6 @@ except ImportError:  # Windows
 __all__ = ["Entry", "FeatureStore"]
 
 FORMAT = 1
-_STALE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ class _Writer:
             if self.durable:
                 os.fsync(file.fileno())
         if self.durable:
-            _flush_directory(self.folder)
+            flush_directory(self.folder)
 
     def abandon(self) -> None:
         for file in self._files:
@@ -128,20 +125,7 @@ class FeatureStore:
                     cause="whoever can write there can change what the model is trained on",
                     fix="name a folder of your own, or take the right away: chmod o-w",
                 )
-        self._sweep()
-
-    def _sweep(self) -> None:
-        """Removes what writers left that died; one that lives holds its lock."""
-        for left in self.folder.glob(".tmp-*"):
-            with contextlib.suppress(OSError):
-                lock = left / "lock"
-                if fcntl is None or not lock.exists():
-                    if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-                        shutil.rmtree(left)
-                    continue
-                with open(lock, "rb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(left)
+        sweep(self.folder)
 
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[None]:
@@ -171,15 +155,9 @@ class FeatureStore:
     @contextlib.contextmanager
     def writer(self, count: int) -> Iterator[_Writer]:
         """Gives a writer of `count` arrays; what it wrote is kept only by `keep`."""
-        temporary = self.folder / f".tmp-{secrets.token_hex(8)}"
         with contextlib.ExitStack() as stack:
             with _told(self.folder):
-                temporary.mkdir(mode=0o700)
-                stack.callback(shutil.rmtree, temporary, ignore_errors=True)
-                lock = stack.enter_context(open(temporary / "lock", "wb"))
-                if fcntl is not None:
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-                writer = _Writer(temporary, count, self.durable)
+                writer = _Writer(stack.enter_context(temporary_directory(self.folder)), count, self.durable)
             stack.callback(writer.abandon)
             yield writer
 
@@ -195,7 +173,7 @@ class FeatureStore:
                 if found is not None:
                     return found
                 os.rename(writer.folder, path)
-            _flush_directory(self.folder)
+            flush_directory(self.folder)
             return _mapped(path, json.loads((path / "manifest.json").read_bytes()))
 
 
@@ -215,21 +193,10 @@ def _told(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _flush_directory(path: Path) -> None:
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def _remove(path: Path) -> None:
     """Out of sight first, in one step, so that nobody opens it half removed."""
-    away = path.with_name(f".tmp-{secrets.token_hex(8)}")
-    with contextlib.suppress(OSError):
-        os.rename(path, away)
-        shutil.rmtree(away)
+    with contextlib.suppress(OSError), temporary_directory(path.parent) as away:
+        os.rename(path, away / path.name)
 
 
 def _verified(path: Path) -> Entry:
