@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import abc
 import html
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-__all__ = ["Table"]
+__all__ = ["Table", "Tabular"]
 
 
 @dataclass(frozen=True)
@@ -60,3 +64,34 @@ class Table:
         parts.extend(f"<p>{html.escape(note)}</p>" for note in self.notes)
         parts.append("</div>")
         return "".join(parts)
+
+
+class Tabular(abc.ABC):
+    """A result that prints as a table: as text in a terminal, as HTML in a notebook; and gives its figures as JSON."""
+
+    @abc.abstractmethod
+    def table(self) -> Table:
+        """What it prints."""
+
+    @abc.abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as plain values."""
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html()
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON text; what isn't a finite number is null."""
+        return json.dumps(_finite_or_none(self.to_dict()), indent=1)
+
+
+def _finite_or_none(value: Any) -> Any:
+    """JSON has no word for NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: _finite_or_none(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite_or_none(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

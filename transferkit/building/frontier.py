@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from transferkit._keras import keras, tf
-from transferkit._table import Table
+from transferkit._table import Table, Tabular
 from transferkit.building.graph import (
     AttachMask,
     Call,
@@ -64,7 +64,7 @@ class Boundary:
 
 
 @dataclass(frozen=True)
-class Split:
+class Split(Tabular):
     """A model in two parts that share its layers.
 
     Args:
@@ -109,12 +109,6 @@ class Split:
             title=f"{len(self.cached)} layers are computed once, {self.nbytes:,} bytes a row",
             notes=tuple(f"ends at {name}: {why}" for name, why in self.blocked),
         )
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def _repr_html_(self) -> str:
-        return self.table().to_html()
 
     def to_dict(self) -> dict[str, Any]:
         """The split as plain values."""

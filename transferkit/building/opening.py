@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from transferkit._keras import keras
-from transferkit._table import Table
+from transferkit._table import Table, Tabular
 from transferkit.building.compiling import compile_as_saved
 from transferkit.building.operations import OPERATIONS
 from transferkit.building.rebuilding import rebuild
@@ -33,7 +33,7 @@ _SPARE = 1_000_000
 
 
 @dataclass(frozen=True)
-class OpenReport:
+class OpenReport(Tabular):
     """What `open_model` makes of a file.
 
     Args:
@@ -56,7 +56,6 @@ class OpenReport:
     problems: tuple[str, ...]
     needed: tuple[str, ...]
 
-    @property
     def table(self) -> Table:
         """The changes as a table, with the problems below it."""
         rows = [(change.layer or "the model", change.what) for change in self.changes]
@@ -66,12 +65,6 @@ class OpenReport:
         if self.needed:
             notes.append(f"needs custom_objects for: {', '.join(map(repr, self.needed))}")
         return Table(("layer", "change"), rows, title=f"{self.path}: {self.layers} layers, {self.written_by}", notes=notes)
-
-    def __str__(self) -> str:
-        return str(self.table)
-
-    def _repr_html_(self) -> str:
-        return self.table.to_html()
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as lists, dicts, strings and numbers."""

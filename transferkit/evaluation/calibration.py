@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from transferkit._table import Table
+from transferkit._table import Table, Tabular
 from transferkit.errors import EvaluationError
 from transferkit.evaluation.intervals import wilson
 from transferkit.evaluation.rows import FloatArray
@@ -59,7 +59,7 @@ def expected_calibration_error_statistic(
 
 
 @dataclass(frozen=True)
-class Reliability:
+class Reliability(Tabular):
     """Confidence against accuracy, bin by bin; bins without rows are left out.
 
     Args:
@@ -80,13 +80,8 @@ class Reliability:
     error: float
     error_mass: float
 
-    def __str__(self) -> str:
-        return str(self._table())
-
-    def _repr_html_(self) -> str:
-        return self._table().to_html()
-
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """The bins, with what they say together."""
         rows = [
             (str(n), f"{c:.3f}", f"{a:.3f}", f"{lo:.3f} – {hi:.3f}")
             for n, c, a, lo, hi in zip(self.count, self.confidence, self.accuracy, self.low, self.high, strict=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from transferkit._table import Table
+from transferkit._table import Table, Tabular
 from transferkit.errors import EvaluationError
 from transferkit.evaluation.estimating import Uncertainty, sampling_of
 from transferkit.evaluation.intervals import delong_covariance
@@ -86,7 +86,7 @@ class Difference:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison(Mapping[str, Difference]):
+class Comparison(Tabular, Mapping[str, Difference]):
     """Differences by metric, first model minus second; made by `Evaluation.compare`.
 
     Args:
@@ -143,14 +143,8 @@ class Comparison(Mapping[str, Difference]):
             notes=notes,
         )
 
-    def __str__(self) -> str:
-        return str(self.table())
-
     def __repr__(self) -> str:
         return str(self)
-
-    def _repr_html_(self) -> str:
-        return self.table().to_html()
 
     def to_dict(self) -> dict[str, Any]:
         """The differences as plain values."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from transferkit._table import Table
+from transferkit._table import Table, Tabular
 from transferkit.errors import EvaluationError
 from transferkit.evaluation.intervals import Interval, delong_interval, wilson
 from transferkit.evaluation.ranking import auc_statistic
@@ -32,7 +32,7 @@ def _classes_only(rows: Rows, asked: str) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Confusion:
+class Confusion(Tabular):
     """How many rows of each class were taken for each: rows are the labels, columns the predictions.
 
     Args:
@@ -63,12 +63,6 @@ class Confusion:
             return Table(("label", "taken for", ">rows"), body, title=f"the most frequent of {len(self.classes)} classes")
         body = [(name, *(f"{c:g}" for c in row)) for name, row in zip(self.classes, self.counts, strict=True)]  # type: ignore[misc]
         return Table(("label \\ taken for", *(f">{name}" for name in self.classes)), body)
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def _repr_html_(self) -> str:
-        return self.table().to_html()
 
     def to_dict(self) -> dict[str, Any]:
         """Names and counts as lists."""
@@ -103,7 +97,7 @@ class ClassFigures:
 
 
 @dataclass(frozen=True, eq=False)
-class PerClass(Mapping[str, ClassFigures]):
+class PerClass(Tabular, Mapping[str, ClassFigures]):
     """Figures for each class, those with the lowest F1 first in the table."""
 
     figures: Mapping[str, ClassFigures]
@@ -134,12 +128,6 @@ class PerClass(Mapping[str, ClassFigures]):
         notes = [f"no row of: {', '.join(empty)}"] if empty else []
         columns = ("class", ">rows", ">predicted", *(f">{n}" for n in names))
         return Table(columns, body, title=f"by class, {self.level:.0%} intervals", notes=notes)
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def _repr_html_(self) -> str:
-        return self.table().to_html()
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as plain values."""
@@ -201,7 +189,7 @@ def per_class_of(rows: Rows, *, level: float = 0.95) -> PerClass:
 
 
 @dataclass(frozen=True, eq=False)
-class Mistakes:
+class Mistakes(Tabular):
     """Rows that stand out, the worst first.
 
     Args:
@@ -237,12 +225,6 @@ class Mistakes:
         ]
         title = f"{self.title}: {len(self)} of {self.found} (of {self.rows:,} rows)"
         return Table((">row", "label", "model says", ">with probability", ">of the label"), body, title=title)
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def _repr_html_(self) -> str:
-        return self.table().to_html()
 
     def to_dict(self) -> dict[str, Any]:
         """The rows as lists, without inputs."""

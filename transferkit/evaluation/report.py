@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from transferkit._table import Table
+from transferkit._table import Table, Tabular
 from transferkit.errors import EvaluationError, MissingExtraError, did_you_mean
 from transferkit.evaluation.calibration import Reliability, reliability
 from transferkit.evaluation.collecting import inputs_of
@@ -40,7 +39,7 @@ __all__ = ["Evaluation"]
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation(Mapping[str, Estimate]):
+class Evaluation(Tabular, Mapping[str, Estimate]):
     """What an evaluation found: a mapping from metric to `Estimate`, made by `Evaluator.run`.
 
     Args:
@@ -141,14 +140,8 @@ class Evaluation(Mapping[str, Estimate]):
         title = f"{len(self.rows):,} rows{groups}, {self.task}"
         return Table(("metric", ">value", f">{self.uncertainty.level:.0%} interval", "by"), rows, title=title, notes=self.notes)
 
-    def __str__(self) -> str:
-        return str(self.table())
-
     def __repr__(self) -> str:
         return str(self)
-
-    def _repr_html_(self) -> str:
-        return self.table().to_html()
 
     def to_dict(self) -> dict[str, Any]:
         """The figures and where they come from as plain values, without the rows."""
@@ -160,10 +153,6 @@ class Evaluation(Mapping[str, Estimate]):
             "evaluator": repr(self.evaluator),
             "notes": list(self.notes),
         }
-
-    def to_json(self) -> str:
-        """The same as JSON text; what isn't a finite number is null."""
-        return json.dumps(_finite_or_none(self.to_dict()), indent=1)
 
     def to_frame(self) -> Any:
         """The figures as a pandas frame, one row a metric.
@@ -342,14 +331,6 @@ class Evaluation(Mapping[str, Estimate]):
             inputs: As for `to_html`.
         """
         write_text(path, self.to_html(title=title, inputs=inputs))
-
-
-def _finite_or_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite_or_none(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite_or_none(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 class _MissingFigureError(EvaluationError, KeyError):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from transferkit._table import Table
+from transferkit._table import Table, Tabular
 from transferkit.errors import EvaluationError
 from transferkit.evaluation.estimating import Estimate
 
@@ -34,7 +34,7 @@ class Slice:
 
 
 @dataclass(frozen=True, eq=False)
-class Slices(Mapping[str, Slice]):
+class Slices(Tabular, Mapping[str, Slice]):
     """The same metrics on parts of the rows, by the name of the part."""
 
     parts: Mapping[str, Slice]
@@ -66,14 +66,8 @@ class Slices(Mapping[str, Slice]):
         columns = ("slice", ">rows", *(f">{m}" for m in self.metrics))
         return Table(columns, body, title=f"by slice, {self.level:.0%} intervals", notes=notes)
 
-    def __str__(self) -> str:
-        return str(self.table())
-
     def __repr__(self) -> str:
         return str(self)
-
-    def _repr_html_(self) -> str:
-        return self.table().to_html()
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as plain values."""

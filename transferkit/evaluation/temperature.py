@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from transferkit._keras import keras
-from transferkit._table import Table
+from transferkit._table import Table, Tabular
 from transferkit.building.heads import heads_of
 from transferkit.errors import ModelError
 from transferkit.evaluation.calibration import fit_temperature, log_probabilities
@@ -23,7 +23,7 @@ __all__ = ["Temperature", "temperature_of"]
 
 
 @dataclass(frozen=True)
-class Temperature:
+class Temperature(Tabular):
     """A temperature and what it does to the rows it was fitted on.
 
     Args:
@@ -43,7 +43,8 @@ class Temperature:
     def __float__(self) -> float:
         return self.value
 
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """The figures before and after."""
         body = [
             ("log_loss", f"{self.log_loss[0]:.4f}", f"{self.log_loss[1]:.4f}"),
             ("ece", f"{self.calibration_error[0]:.4f}", f"{self.calibration_error[1]:.4f}"),
@@ -51,12 +52,6 @@ class Temperature:
         note = "fitted on these rows: judge the calibrated model on others"
         title = f"temperature {self.value:.4f}, from {self.rows:,} rows"
         return Table(("metric", ">before", ">after"), body, title=title, notes=(note,))
-
-    def __str__(self) -> str:
-        return str(self._table())
-
-    def _repr_html_(self) -> str:
-        return self._table().to_html()
 
     def to_dict(self) -> dict[str, Any]:
         """The temperature and its effect as plain values."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from transferkit._table import Table
+from transferkit._table import Table, Tabular
 from transferkit.data import Data, is_arrays
 from transferkit.errors import DataError, EvaluationError, StorageError, did_you_mean
 from transferkit.evaluation.estimating import Estimate
@@ -36,7 +36,7 @@ _ENOUGH = 5
 
 
 @dataclass(frozen=True, eq=False)
-class CrossValidation(Mapping[str, Estimate]):
+class CrossValidation(Tabular, Mapping[str, Estimate]):
     """What cross-validation found: a mapping from metric to its mean over the folds, with Nadeau and Bengio's interval.
 
     Args:
@@ -84,12 +84,6 @@ class CrossValidation(Mapping[str, Estimate]):
             title=f"{count}-fold cross-validation{repeated} of {len(self.labels):,} rows",
             notes=notes,
         )
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def _repr_html_(self) -> str:
-        return self.table().to_html()
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as plain lists and dicts, without the predictions."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from transferkit._keras import keras
-from transferkit._table import Table
+from transferkit._table import Table, Tabular
 from transferkit.data import batches
 from transferkit.errors import ModelError, PlanError
 from transferkit.tuning.optimizers import swap_averages
@@ -150,7 +150,7 @@ def _layers(model: Any) -> list[Any]:
 
 
 @dataclass(frozen=True)
-class Interpolation:
+class Interpolation(Tabular):
     """What `wise_ft` found.
 
     Args:
@@ -161,18 +161,13 @@ class Interpolation:
     scores: Mapping[float, float]
     best: float
 
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """The scores by α."""
         rows = [
             (f"{alpha:g}", f"{score:.4g}", "← the model now" if alpha == self.best else "")
             for alpha, score in self.scores.items()
         ]
         return Table(columns=(">α", ">score", ""), rows=rows, title="(1 − α) × loaded weights + α × fine-tuned weights")
-
-    def __str__(self) -> str:
-        return str(self._table())
-
-    def _repr_html_(self) -> str:
-        return self._table().to_html()
 
     def to_dict(self) -> dict[str, Any]:
         """The scores by α as text, and the best."""
@@ -233,7 +228,7 @@ def wise_ft(
 
 
 @dataclass(frozen=True)
-class Soup:
+class Soup(Tabular):
     """What `greedy_soup` found.
 
     Args:
@@ -246,16 +241,11 @@ class Soup:
     chosen: tuple[int, ...]
     score: float
 
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """The ingredients with their scores."""
         rows = [(str(n), f"{score:.4g}", "in" if n in self.chosen else "left out") for n, score in enumerate(self.scores)]
         note = f"The soup of {len(self.chosen)} scores {self.score:.4g}."
         return Table(columns=(">ingredient", ">score", ""), rows=rows, title="Greedy soup", notes=(note,))
-
-    def __str__(self) -> str:
-        return str(self._table())
-
-    def _repr_html_(self) -> str:
-        return self._table().to_html()
 
     def to_dict(self) -> dict[str, Any]:
         """The soup as plain lists and numbers."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from transferkit._keras import keras, tf
-from transferkit._table import Table
+from transferkit._table import Table, Tabular
 from transferkit.data import Batch, batches, is_arrays, row_count, rows_of
 from transferkit.errors import DataError, PlanError
 from transferkit.tuning.feeding import epoch_order
@@ -30,7 +30,7 @@ __all__ = ["BatchSizes", "LearningRates", "find_batch_size", "find_learning_rate
 
 
 @dataclass(frozen=True)
-class LearningRates:
+class LearningRates(Tabular):
     """What `find_learning_rate` saw.
 
     Args:
@@ -47,7 +47,8 @@ class LearningRates:
     steepest: float
     phase: str
 
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """The curve, in about twelve rows, with the suggestion marked."""
         step = max(1, len(self.rates) // 12)
         rows = []
         low, high = min(self.losses), max(self.losses)
@@ -58,12 +59,6 @@ class LearningRates:
         return Table(
             columns=(">rate", ">loss", ""), rows=rows, title=f"Learning rates for the phase {self.phase!r}", notes=(note,)
         )
-
-    def __str__(self) -> str:
-        return str(self._table())
-
-    def _repr_html_(self) -> str:
-        return self._table().to_html()
 
     def to_dict(self) -> dict[str, Any]:
         """The curve as lists, and the suggestion."""
@@ -77,7 +72,7 @@ class LearningRates:
 
 
 @dataclass(frozen=True)
-class BatchSizes:
+class BatchSizes(Tabular):
     """What `find_batch_size` saw.
 
     Args:
@@ -90,9 +85,10 @@ class BatchSizes:
     best: int
     limit: int
 
-    def __str__(self) -> str:
+    def table(self) -> Table:
+        """The batch sizes that were tried, with the memory each takes."""
         rows = [(str(size), f"{used / 2**20:,.0f}", "← fits" if size == self.best else "") for size, used in self.bytes_by_size]
-        return str(Table(columns=(">batch", ">MiB", ""), rows=rows, title=f"Limit {self.limit / 2**20:,.0f} MiB"))
+        return Table(columns=(">batch", ">MiB", ""), rows=rows, title=f"Limit {self.limit / 2**20:,.0f} MiB")
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as plain lists and numbers."""

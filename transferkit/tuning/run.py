@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from transferkit._table import Table
+from transferkit._table import Table, Tabular
 
 __all__ = ["PhaseRecord", "Run"]
 
@@ -36,7 +35,7 @@ class PhaseRecord:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Tabular):
     """What `FineTuner.fit` did.
 
     Args:
@@ -58,7 +57,8 @@ class Run:
         """How many epochs all phases ran together."""
         return sum(phase.epochs for phase in self.phases)
 
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """A row for each phase and each figure's last value."""
         names = list(self.history)
         rows = []
         end = 0
@@ -74,12 +74,6 @@ class Run:
             notes=(*self.notes, *(f"Phase {phase.name!r}: {phase.frozen}." for phase in self.phases if phase.frozen)),
         )
 
-    def __str__(self) -> str:
-        return str(self._table())
-
-    def _repr_html_(self) -> str:
-        return self._table().to_html()
-
     def to_dict(self) -> dict[str, Any]:
         """The run as plain lists and dicts."""
         return {
@@ -89,7 +83,3 @@ class Run:
             "placement": self.placement,
             "notes": list(self.notes),
         }
-
-    def to_json(self) -> str:
-        """The run as JSON text."""
-        return json.dumps(self.to_dict(), indent=1)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from transferkit._table import Table
+from transferkit._table import Table, Tabular
 from transferkit.errors import shorten
 from transferkit.weights.readers.archive import Archive, ArrayInfo, Limits
 from transferkit.weights.readers.reading import open_archive
@@ -20,7 +20,7 @@ __all__ = ["FileContents", "inspect_weights"]
 
 
 @dataclass(frozen=True)
-class FileContents:
+class FileContents(Tabular):
     """What a weights file holds.
 
     Args:
@@ -54,7 +54,8 @@ class FileContents:
         """The number of weights in all arrays together."""
         return sum(info.size for info in self.arrays)
 
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """The arrays by layer."""
         classes = dict(self.classes)
         bad = dict(self.not_finite or ())
         rows, last = [], None
@@ -87,12 +88,6 @@ class FileContents:
             )
         columns = ("layer", "class", "variable", "shape", "dtype", ">parameters")
         return Table(columns, rows, title=title, notes=notes)
-
-    def __str__(self) -> str:
-        return str(self._table())
-
-    def _repr_html_(self) -> str:
-        return self._table().to_html()
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values that fit into JSON."""
