@@ -16,7 +16,8 @@ from transferkit.tuning.averaging import (
     recalibrate_batch_norm,
     wise_ft,
 )
-from transferkit.tuning.optimizers import carry_over, swap_averages, with_multipliers
+from transferkit.tuning.optimizer_state import carry_over, swap_averages
+from transferkit.tuning.optimizers import with_multipliers
 
 Array = Any
 X = np.random.default_rng(0).normal(size=(32, 3)).astype("float32")

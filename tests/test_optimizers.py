@@ -15,7 +15,8 @@ import pytest
 
 from transferkit._keras import keras, tf
 from transferkit.errors import ModelError, PlanError, TrainingError
-from transferkit.tuning.optimizers import Penalty, PerVariable, carry_over, decays, with_multipliers
+from transferkit.tuning.optimizer_state import carry_over
+from transferkit.tuning.optimizers import Penalty, PerVariable, decays, with_multipliers
 
 STEPS = 20
 FEW = 8

@@ -15,7 +15,8 @@ import tensorflow as tf
 
 import transferkit as tk
 from transferkit import errors
-from transferkit.tuning.optimizers import as_plain, with_multipliers
+from transferkit.tuning.optimizer_state import as_plain
+from transferkit.tuning.optimizers import with_multipliers
 from transferkit.tuning.rates import blocks_of
 from transferkit.tuning.schedules import Schedule
 

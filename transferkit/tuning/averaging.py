@@ -16,7 +16,7 @@ from transferkit._keras import keras
 from transferkit._table import Table, Tabular
 from transferkit.data import batches
 from transferkit.errors import ModelError, PlanError
-from transferkit.tuning.optimizers import swap_averages
+from transferkit.tuning.optimizer_state import swap_averages
 
 __all__ = [
     "AverageWeights",

@@ -20,7 +20,7 @@ from transferkit.tuning.caching import Cache
 from transferkit.tuning.callbacks import Progress
 from transferkit.tuning.feeding import ListedBatches, epoch_order, ordered_dataset
 from transferkit.tuning.objectives import Objective
-from transferkit.tuning.optimizers import as_plain, raw_steps
+from transferkit.tuning.optimizer_state import as_plain, raw_steps
 from transferkit.tuning.phases import PhasePlan, in_effect
 from transferkit.tuning.run import PhaseRecord
 from transferkit.tuning.settings import Settings, Targets, take_over

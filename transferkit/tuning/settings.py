@@ -18,7 +18,8 @@ from transferkit.errors import DataError, ModelError, PlanError
 from transferkit.tuning.averaging import AverageWeights, StochasticWeightAverage
 from transferkit.tuning.mixing import mixed, one_hot_labels
 from transferkit.tuning.objectives import Objective
-from transferkit.tuning.optimizers import carry_over, check_optimizer, raw_steps, with_multipliers
+from transferkit.tuning.optimizer_state import carry_over, raw_steps
+from transferkit.tuning.optimizers import check_optimizer, with_multipliers
 from transferkit.tuning.phases import PhasePlan
 from transferkit.tuning.regularizers import l2_sp_penalty, smoothed, soft_loss
 from transferkit.tuning.run import PhaseRecord
