@@ -34,7 +34,7 @@ def start_afresh() -> None:
 def test_examples_in_docstrings_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module(name)
     failures = []
-    for number, example in enumerate(doctest.DocTestFinder(exclude_empty=True).find(module)):
+    for number, example in enumerate(test for test in doctest.DocTestFinder().find(module) if test.examples):
         folder = tmp_path / str(number)
         folder.mkdir()
         monkeypatch.chdir(folder)
