@@ -183,7 +183,9 @@ def test_an_epoch_takes_its_view_of_each_row() -> None:
     views = np.concatenate([x, x + 1])
     plain, ours = _head(), _head()
     plain.fit((x + 1)[_order(1)], y[_order(1)], batch_size=BATCH, shuffle=False, verbose=0)
-    Steps(ours, batch_size=BATCH).train(Rows(views, y, None, ROWS, views=2), _order(1), epoch=1)
+    Steps(ours, batch_size=BATCH).train(
+        Rows(views, y, None, ROWS, index=lambda order, epoch: order + epoch * ROWS), _order(1), epoch=1
+    )
     _same_state(ours, plain)
 
 

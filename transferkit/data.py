@@ -141,11 +141,19 @@ class Data:
     """
 
     def __init__(
-        self, *, read: Callable[[Array], Batch], labels: Any, size: int, class_names: Sequence[str], source: str
+        self,
+        *,
+        read: Callable[[Array], Batch],
+        labels: Any,
+        size: int,
+        class_names: Sequence[str],
+        source: str,
+        whole: tuple[Data, Array] | None = None,
     ) -> None:
         self._read = read
         self._size = size
         self._source = source
+        self._whole = whole
         #: The labels of all rows, or None.
         self.labels = labels
         #: The names of the classes 0, 1, 2 …, or ().
@@ -214,13 +222,20 @@ class Data:
         """The data that has those rows only, in that order."""
         chosen = np.arange(self._size)[np.asarray(index)]
         labels = None if self.labels is None else tf.nest.map_structure(lambda part: np.asarray(part)[chosen], self.labels)
+        whole, numbers = self.whole
         return Data(
             read=lambda inner: self._read(chosen[inner]),
             labels=labels,
             size=len(chosen),
             class_names=self.class_names,
             source=self._source,
+            whole=(whole, numbers[chosen]),
         )
+
+    @property
+    def whole(self) -> tuple[Data, Array]:
+        """The data that `take` and `split` took these rows from, and their numbers there; itself where nothing was taken."""
+        return self._whole or (self, np.arange(self._size))
 
     def split(self, fraction: float, *, seed: int) -> tuple[Data, Data]:
         """The rest and a random share of the rows, each class in its proportion; see `split`."""

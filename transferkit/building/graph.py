@@ -383,7 +383,7 @@ def _code_of(operation: Any) -> bytes | None:
     if any(kind.__module__.split(".")[0] not in ("keras", "tensorflow", "builtins") for kind in type(operation).__mro__):
         return None
     try:
-        config = operation.get_config()
+        config = {key: value for key, value in operation.get_config().items() if key != "name"}  # numbered by Keras as it comes
         text = json.dumps(config, sort_keys=True)
     except (NotImplementedError, TypeError, ValueError):
         return None

@@ -21,6 +21,7 @@ from transferkit.data import Data, is_arrays, row_count
 from transferkit.tuning.epoch import Rows, rows_of_features, train
 from transferkit.tuning.features import BATCH, Features, compute, repeats
 from transferkit.tuning.phases import PhasePlan
+from transferkit.tuning.sharing import pool_in_use
 
 __all__ = ["Cache", "CachedPhase", "planned_split"]
 
@@ -217,8 +218,16 @@ class Cache:
     def _features(self, name: str, mark: str, made: Split, data: Any) -> Features:
         key = f"{name} {mark}"
         if key not in self._held:
-            self._held[key] = compute(made.prefix, data, folder=self._folder)
+            self._held[key] = self._shared(made, data) or compute(made.prefix, data, folder=self._folder)
         return self._held[key]
+
+    def _shared(self, made: Split, data: Any) -> Features | None:
+        """From the features that several runs share, where this is one of them."""
+        pool = pool_in_use()
+        code = made.prefix.digest() if pool is not None else None
+        if pool is None or code is None:
+            return None
+        return pool.take(data, code, lambda whole: compute(made.prefix, whole, folder=self._folder))
 
 
 def _unfit(data: Any) -> str:

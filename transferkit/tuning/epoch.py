@@ -27,21 +27,21 @@ _TURN_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Rows:
-    """What the steps draw their batches from; the tensors of one structure all have one row for each row of the data.
+    """What the steps draw their batches from.
 
     Args:
         x: The inputs of the model, one tensor or a tuple of them.
         y: The labels, or None.
         sample_weight: The weights, or None.
         count: How many rows an epoch has.
-        views: How many times `x` holds each row: the views stand one after another.
+        index: Rows of an epoch, epoch → their places in `x`, where these aren't the rows themselves.
     """
 
     x: Any
     y: Any
     sample_weight: Any
     count: int
-    views: int = 1
+    index: Callable[[np.ndarray[Any, Any], int], np.ndarray[Any, Any]] | None = None
 
 
 def rows_of_features(features: Features, *, class_weight: Mapping[int, float] | None = None) -> Rows:
@@ -55,7 +55,7 @@ def rows_of_features(features: Features, *, class_weight: Mapping[int, float] | 
         y=None if features.y is None else tf.nest.map_structure(_tensor, features.y),
         sample_weight=None if weights is None else tf.nest.map_structure(_tensor, weights),
         count=features.rows,
-        views=features.views,
+        index=lambda order, epoch: features.index(order, epoch=epoch),
     )
 
 
@@ -136,7 +136,7 @@ class Steps:
         self.prepare(rows)
         stop = self.count(len(order)) if stop is None else stop
         labels = tf.constant(order, tf.int64)
-        places = labels + (epoch % rows.views) * rows.count
+        places = labels if rows.index is None else tf.constant(rows.index(order, epoch), tf.int64)
         parts = (rows.x, rows.y, rows.sample_weight, labels, places)
         if not self._alone:
             return function(*parts, tf.constant(start), tf.constant(stop))

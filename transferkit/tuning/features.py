@@ -23,7 +23,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,11 @@ import numpy as np
 
 from transferkit._keras import keras, tf
 from transferkit.building.graph import GraphModel
-from transferkit.data import Batch, batches, is_arrays, row_count
+from transferkit.data import Batch, batches, is_arrays, row_count, rows_of
 from transferkit.errors import DataError, PlanError
 from transferkit.tuning.feature_store import Entry, FeatureStore
 
-__all__ = ["Features", "compute", "fingerprint", "repeats"]
+__all__ = ["Features", "compute", "fingerprint", "memory_left", "repeats"]
 
 #: Rows in a batch of the extraction. Larger gains nothing on a CPU (measured 32–256).
 BATCH = 64
@@ -54,6 +54,7 @@ class Features:
         sample_weight: The sample weights, or None.
         rows: How many rows the data has.
         views: How many times each row was computed, with other random augmentation each time.
+        places: Where in a view each row stands, for rows that are part of more; None where they stand one after another.
         where: `memory`, or the folder on disk.
         reused: Whether they were found rather than computed.
         seconds: What finding or computing them took.
@@ -69,6 +70,7 @@ class Features:
     reused: bool
     seconds: float
     rounding: float
+    places: np.ndarray[Any, Any] | None = field(repr=False, default=None)
     _keeps: Any = field(repr=False, default=None)
 
     @property
@@ -80,9 +82,16 @@ class Features:
         """The features as tensors that share the memory, or the mapping from disk, with `arrays`."""
         return tuple(_as_tensor(array) for array in self.arrays)
 
+    def take(self, rows: np.ndarray[Any, Any]) -> Features:
+        """Those rows only, in that order, with their labels; the features stay where they are and aren't copied."""
+        places = np.asarray(rows) if self.places is None else self.places[rows]
+        y, weight = rows_of((self.y, self.sample_weight), rows)
+        return replace(self, rows=len(places), places=places, y=y, sample_weight=weight)
+
     def index(self, order: np.ndarray[Any, Any], *, epoch: int) -> np.ndarray[Any, Any]:
         """The places in `arrays` of the rows `order` in an epoch; views take turns."""
-        return np.asarray(order) + (epoch % self.views) * self.rows
+        places = np.asarray(order) if self.places is None else self.places[order]
+        return places + (epoch % self.views) * (len(self.arrays[0]) // self.views)
 
     def __str__(self) -> str:
         what = "found" if self.reused else "computed"
