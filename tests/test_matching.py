@@ -202,7 +202,7 @@ def test_names() -> None:
     assert kind_of("Convolution2D") == kind_of("conv2d_3") == kind_of("keras.layers>Conv2D") == "conv2d"
     assert is_automatic("block_3", "Block")
     assert not is_automatic("block_3")
-    assert creation_number("a/bidirectional_2/forward_lstm/lstm_cell") == (2, 0)
+    assert creation_number("a/bidirectional_2/forward_lstm/lstm_cell") == (2, 0, 0)
     assert canonical("bi/forward_lstm_3/lstm_cell_1") == "bi/forward_lstm"
     assert covers("backbone/*", "backbone/a/kernel")
     assert not covers("a/*", "backbone/a/kernel")

@@ -15,7 +15,9 @@ rng = np.random.default_rng(0)
 
 def test_theano_kernels_come_back_to_correlation() -> None:
     kernel = rng.normal(size=(4, 3, 5, 2))  # filters, channels, rows, columns
-    new, bias = convert_layer("Conv2D", {"data_format": "channels_first"}, [kernel, np.zeros(4)], generation=1, backend="theano")
+    new, bias = convert_layer(
+        "Conv2D", {"data_format": "channels_first"}, [kernel, np.zeros(4)], generation=1, backend="theano"
+    ).arrays
     assert new.shape == (5, 2, 3, 4)
     assert bias.shape == (4,)
     image = rng.normal(size=(3, 5, 2))
@@ -35,7 +37,7 @@ def test_turning_round_twice_is_nothing() -> None:
 @pytest.mark.parametrize(("class_name", "gates", "order"), [("LSTM", 4, (0, 2, 1, 3)), ("GRU", 3, (0, 1, 2))])
 def test_gates_of_keras_1_are_joined_in_the_order_of_keras_2(class_name: str, gates: int, order: tuple[int, ...]) -> None:
     parts = [[rng.normal(size=(3, 2)), rng.normal(size=(2, 2)), rng.normal(size=2)] for _ in range(gates)]
-    kernel, recurrent, bias = convert_layer(class_name, {}, [array for gate in parts for array in gate], generation=1)
+    kernel, recurrent, bias = convert_layer(class_name, {}, [array for gate in parts for array in gate], generation=1).arrays
     for place, gate in enumerate(order):
         np.testing.assert_array_equal(kernel[:, 2 * place : 2 * place + 2], parts[gate][0])
         np.testing.assert_array_equal(recurrent[:, 2 * place : 2 * place + 2], parts[gate][1])
@@ -67,15 +69,20 @@ def test_cudnn_gates_are_transposed_in_memory() -> None:
     ],
 )
 def test_kernels_of_keras_1(class_name: str, data_format: str, old: tuple[int, ...], new: tuple[int, ...]) -> None:
-    assert convert_layer(class_name, {"data_format": data_format}, [np.zeros(old)], generation=1)[0].shape == new
-    assert convert_layer(class_name, {"data_format": data_format}, [np.zeros(old)], generation=2)[0].shape == old
+    assert convert_layer(class_name, {"data_format": data_format}, [np.zeros(old)], generation=1).arrays[0].shape == new
+    assert convert_layer(class_name, {"data_format": data_format}, [np.zeros(old)], generation=2).arrays[0].shape == old
 
 
 def test_wrappers_convert_what_they_hold() -> None:
     conv: dict[str, Any] = {"class_name": "Conv2D", "config": {"data_format": "channels_first"}}
-    assert convert_layer("TimeDistributed", {"layer": conv}, [np.zeros((4, 3, 5, 2))], generation=1)[0].shape == (5, 2, 3, 4)
+    assert convert_layer("TimeDistributed", {"layer": conv}, [np.zeros((4, 3, 5, 2))], generation=1).arrays[0].shape == (
+        5,
+        2,
+        3,
+        4,
+    )
     gates = [np.full(shape, float(i)) for i in range(8) for shape in ((3, 2), (2, 2), (2,))]
-    both = convert_layer("Bidirectional", {"layer": {"class_name": "LSTM", "config": {}}}, gates, generation=1)
+    both = convert_layer("Bidirectional", {"layer": {"class_name": "LSTM", "config": {}}}, gates, generation=1).arrays
     assert [array.shape for array in both] == [(3, 8), (2, 8), (8,)] * 2
     assert both[3][0].tolist() == [4.0, 4.0, 6.0, 6.0, 5.0, 5.0, 7.0, 7.0]
 

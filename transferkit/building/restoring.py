@@ -81,13 +81,11 @@ class _Restorer:
             elif left:
                 self.changes.append(Change(plain["name"], "the state of its random generator left out"))
             return
-        arrays = convert_layer(
-            plain["class_name"],
-            plain["config"],
-            self.read(names),
-            generation=self.generation,
-            backend=self.backend,
+        converted = convert_layer(
+            plain["class_name"], plain["config"], self.read(names), generation=self.generation, backend=self.backend
         )
+        arrays = converted.arrays
+        self.changes += [Change(plain["name"], what) for what in converted.changes]
         if len(arrays) > len(variables) and plain["class_name"] in ("BatchNormalization", "Normalization"):
             arrays = arrays[: len(variables)]  # what only training used: renorm's statistics, a count of examples
         self.set(variables, arrays, plain["name"])

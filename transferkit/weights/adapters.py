@@ -81,7 +81,8 @@ class Settings:
 
     Args:
         layout: `keras` or `torch`: how the file stores kernels.
-        flattened: For Dense layers behind a Flatten, by path: the shape `(height, width, channels)` that was flattened.
+        flattened: For Dense layers whose rows the file has in channels-first order, by path: the shape `(height, width,
+            channels)` in whose order the model has them.
         channels: For other input channels.
         classes: For other classes.
         positions: For other position grids.
@@ -133,6 +134,11 @@ def adaptation(source: FileArray, target: ModelVariable, settings: Settings) -> 
         if text:
             texts.append(text)
             steps.append(step)
+    elif settings.flattened and target.variable == "kernel" and kind_of(target.kind) == "dense":
+        rows = settings.flattened.get(target.path, ())
+        if len(shape) == 2 and math.prod(rows) == shape[0]:
+            texts.append(f"rows {_from_first_to_last(rows)}")
+            steps.append(lambda array, _: _rows_channels_last(array.T, rows))
     for chosen in (_by_class, _by_word, _by_channel, _by_position):
         found = chosen(shape, target, settings)
         if found is not None:
@@ -172,15 +178,8 @@ def _from_torch(
     if variable == "kernel" and kind == "dense" and rank == 2:
         units, features = shape
         if flattened and math.prod(flattened) == features:
-            space, channels = flattened[:-1], flattened[-1]
-            axes = (*range(2, rank + len(space)), 1, 0)
-            words = f"transposed, rows from channels-first to channels-last order of {tuple(flattened)}"
-
-            def unflatten(array: Array, _: Callable[[], Array]) -> Array:
-                moved: Array = array.reshape(units, channels, *space).transpose(axes)
-                return moved.reshape(features, units)
-
-            return (features, units), words, unflatten
+            words = f"transposed, rows {_from_first_to_last(flattened)}"
+            return (features, units), words, lambda array, _: _rows_channels_last(array, flattened)
         return (features, units), "transposed", lambda array, _: array.T
     if variable == "kernel" and (kind in _CONVOLUTIONS or kind in _TRANSPOSED) and rank >= 3:
         # Of a transposed convolution PyTorch keeps (in, out, …), Keras (…, out, in): the same permutation.
@@ -198,6 +197,18 @@ def _from_torch(
     if variable in ("kernel", "recurrent_kernel", "depthwise_kernel", "pointwise_kernel"):
         return None
     return shape, "", _as_it_is
+
+
+def _from_first_to_last(flattened: Sequence[int]) -> str:
+    return f"from channels-first to channels-last order of {tuple(flattened)}"
+
+
+def _rows_channels_last(weight: Array, flattened: Sequence[int]) -> Array:
+    """A weight `(units, features)` whose features were flattened channels first, as `(features, units)` channels last."""
+    *space, channels = flattened
+    units, features = weight.shape
+    axes = (*range(2, 2 + len(space)), 1, 0)
+    return weight.reshape(units, channels, *space).transpose(axes).reshape(features, units)
 
 
 # Classes and vocabularies

@@ -20,6 +20,15 @@ _SETTINGS = (
     *("groups", "axis", "depth_multiplier", "reset_after", "return_sequences", "stateful", "use_causal_mask", "mask_zero"),
     *("center", "scale", "rms_scaling"),
 )
+# Keras 1's words for them.
+_OLD_WORDS = {
+    "recurrent_activation": "inner_activation",
+    "padding": "border_mode",
+    "strides": "subsample",
+    "data_format": "dim_ordering",
+    "dilation_rate": "atrous_rate",
+}
+_OLD_VALUES = {"th": "channels_first", "tf": "channels_last"}
 _TORCH_EPSILON = 1e-5
 
 
@@ -31,7 +40,8 @@ def differences(archive: Archive, owners: Sequence[tuple[str, Any]], taken: Mapp
         owners: Path and Keras layer of the model's layers.
         taken: From a layer's path in the model to the path in the file from which it, or a layer inside it, takes values.
     """
-    said = {path: own for path, (_, own) in configured_layers(archive.config).items()}
+    said = {path: _in_new_words(own) for path, (_, own) in configured_layers(archive.config).items()}
+    old = archive.version.startswith(("0.", "1.", "2.")) or archive.framework == "tf_keras"
     found: dict[str, None] = {}
     for path, layer in owners:
         parts = taken.get(path, "").split("/")
@@ -48,9 +58,20 @@ def differences(archive: Archive, owners: Sequence[tuple[str, Any]], taken: Mapp
             for key in _SETTINGS
             if key in saved and key in present and _plain(saved[key]) != _plain(present[key])
         ]
+        if old:
+            other += [
+                f"{key}='hard_sigmoid' was clip(0.2 x + 0.5, 0, 1) in the file's Keras, has the slope 1/6 in this one"
+                for key in ("activation", "recurrent_activation")
+                if _plain(saved.get(key)) == _plain(present.get(key)) == "hard_sigmoid"
+            ]
         if other:
             found[f"{path!r} gives other outputs than the saved layer: {'; '.join(other)}"] = None
     return list(found)
+
+
+def _in_new_words(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    new = {key: saved[old] for key, old in _OLD_WORDS.items() if old in saved}
+    return {**{key: _OLD_VALUES.get(str(value), value) for key, value in new.items()}, **saved}
 
 
 def _plain(value: Any) -> Any:

@@ -24,7 +24,7 @@ from transferkit.weights.staging import TORCH_WORDS, Staged, Wishes
 __all__ = ["WeightLoader"]
 
 _PERMITS = ("nonfinite", "integers")
-_LAYOUTS = ("keras", "torch")
+_LAYOUTS = ("keras", "tensorflow", "theano", "torch")
 _CHANNELS = ("auto", "sum", "repeat", "zero")
 
 
@@ -118,11 +118,15 @@ class WeightLoader(Plan):
     def layout(self, framework: str, *, flatten: Mapping[str, Sequence[int]] | None = None) -> Self:
         """Says how the file stores kernels and names variables.
 
+        Files of Keras 1 and 2 are put into Keras 3's layout without it: gates kept as arrays of their own, CuDNN's, Theano's
+        order of axes and kernels turned round; the report names each.
         `torch` transposes kernels, reads `weight`, `running_mean` and the like as Keras's names, leaves `num_batches_tracked`
-        out, and puts the rows of a Dense layer behind a Flatten into channels-last order.
+        out, puts the rows of a Dense layer behind a Flatten into channels-last order, and makes Keras's arrays of the recurrent
+        and attention layers'.
 
         Args:
-            framework: `torch`, or `keras` for arrays that are in Keras's layout whatever their names look like.
+            framework: `torch`; `theano` or `tensorflow`, what a file of Keras 1 was trained on, where it doesn't say it;
+                `keras` for arrays that are in Keras 3's layout whatever they look like.
             flatten: For Dense layers whose Flatten can't be found in the model (a subclassed one): from the layer's path to the
                 shape `(height, width, channels)` that was flattened.
         """

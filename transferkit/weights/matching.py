@@ -14,9 +14,10 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from transferkit.errors import did_you_mean, shorten
-from transferkit.weights.names import canonical, covers, creation_number, is_automatic, kind_of, split_name
+from transferkit.weights.names import canonical, covers, creation_number, direction_of, is_automatic, kind_of, split_name
 
 __all__ = ["FileArray", "Match", "ModelVariable", "Pair", "Rules", "match"]
 
@@ -143,6 +144,10 @@ class _Unit:
     @property
     def leaf(self) -> str:
         return canonical(self.path).rpartition("/")[2]
+
+    @property
+    def direction(self) -> str:
+        return direction_of(canonical(self.path))
 
     @property
     def automatic(self) -> bool:
@@ -388,7 +393,7 @@ class _Matching:
         """Whether two layers can belong together: kinds that agree where both are known, and each entry in its place."""
         if source.kind and target.kind and kind_of(source.kind) != kind_of(target.kind):
             return False
-        if len(source.entries) != len(target.entries):
+        if len(source.entries) != len(target.entries) or {source.direction, target.direction} == {"forward", "backward"}:
             return False
         entries = self._entries(source, target)
         return len(entries) == len(target.entries) and all(self.fits(self._as_renamed(s), self.targets[t]) for s, t in entries)
@@ -509,10 +514,10 @@ class _Matching:
         whole = len(sources) == len(targets) and all(
             self._may_join(s, t) and self._fitting(s, t) for s, t in zip(sources, targets, strict=True)
         )
-        by_shapes: dict[tuple[tuple[int, ...], ...], list[tuple[_Unit, _Unit]]] = defaultdict(list)
+        by_shapes: dict[tuple[Any, ...], list[tuple[_Unit, _Unit]]] = defaultdict(list)
         if whole:
             for s, t in zip(sources, targets, strict=True):
-                by_shapes[_shapes(t)].append((s, t))
+                by_shapes[t.direction, _shapes(t)].append((s, t))
             for together in by_shapes.values():
                 if len(together) == 1 or _same_creation_order(together):
                     for s, t in together:
@@ -570,7 +575,10 @@ class _Matching:
                 and self._entries(s, t)
                 and len(s.entries) == len(t.entries)
                 and (not s.kind or kind_of(s.kind) == kind_of(t.kind))
-                and all(len(self.sources[a].shape) == len(self.targets[b].shape) for a, b in self._entries(s, t))
+                and all(
+                    len(self.sources[a].shape) == len(self.targets[b].shape) or self.targets[b].variable == "bias"
+                    for a, b in self._entries(s, t)
+                )
             ]
             alone = [o for o in targets if kind_of(o.kind) == kind_of(t.kind)]
             if len(near) == 1 and len(alone) == 1 and not any(name in self.why_unused for name, _ in near[0].entries.values()):
@@ -691,6 +699,10 @@ _OTHER_WORDS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("", "alpha"): ("alphas",),
     ("", "embeddings"): ("W",),
     ("", "moving_mean"): ("running_mean",),
+    ("", "moving_variance"): ("running_std",),  # Keras 1 called the variance so
+    ("", "recurrent_kernel"): ("U",),
+    ("highway", "carry_kernel"): ("W_carry",),
+    ("highway", "carry_bias"): ("b_carry",),
     ("depthwiseconv1d", "kernel"): ("depthwise_kernel",),
     ("depthwiseconv2d", "kernel"): ("depthwise_kernel",),
 }

@@ -5,7 +5,16 @@ from __future__ import annotations
 import fnmatch
 import re
 
-__all__ = ["canonical", "covers", "creation_number", "is_automatic", "kind_of", "snake_case", "split_name"]
+__all__ = [
+    "canonical",
+    "covers",
+    "creation_number",
+    "direction_of",
+    "is_automatic",
+    "kind_of",
+    "snake_case",
+    "split_name",
+]
 
 # Classes under which versions of Keras knew the same layer, lower case and without underscores.
 _SAME_KIND = {
@@ -63,9 +72,16 @@ def is_automatic(name: str, class_name: str = "") -> bool:
         (True, False, True)
     """
     base = re.sub(r"_\d+$", "", name)
+    base = base.removeprefix(f"{direction_of(name)}_")  # what Bidirectional puts before the names of its layers
     if class_name and base == snake_case(class_name.rpartition(">")[2]):
         return True
     return base.replace("_", "") in _AUTOMATIC
+
+
+def direction_of(path: str) -> str:
+    """`forward` or `backward` where a layer is one of the two that a Bidirectional holds, else empty."""
+    found = re.match(r"(forward|backward)_", path.rpartition("/")[2])
+    return found[1] if found else ""
 
 
 def creation_number(path: str) -> tuple[int, ...]:

@@ -2,9 +2,8 @@
 
 One function per layout, NumPy only, and `convert_layer`, which picks them by the layer's class and what the file says of itself.
 What there was:
-- - Keras 1 kept Theano's kernels (filters, channels, rows, columns), a gate of a recurrent layer in three arrays of its own,
-  and a 1-D
-  kernel as a 2-D one. `Deconvolution2D` had inputs and outputs in the places of a convolution.
+- Keras 1 kept Theano's kernels (filters, channels, rows, columns), a gate of a recurrent layer in three arrays of its own, and a
+  1-D kernel as a 2-D one. `Deconvolution2D` had inputs and outputs in the places of a convolution.
 - The backend Theano convolves with the kernel turned round; TensorFlow correlates.
 - CuDNN has each gate's matrices transposed and two biases.
 The orders are those that Keras 2's own loader (`preprocess_weights_for_loading`, 2.0 to 2.3) converts from.
@@ -13,19 +12,33 @@ The orders are those that Keras 2's own loader (`preprocess_weights_for_loading`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from transferkit.errors import WeightsError
 
-__all__ = ["convert_layer", "cudnn_gru", "cudnn_lstm", "gates_joined", "kernel_from_theano", "turned_round"]
+__all__ = ["Converted", "convert_layer", "cudnn_gru", "cudnn_lstm", "gates_joined", "kernel_from_theano", "turned_round"]
 
 Array = np.ndarray[Any, Any]
 
 _CONVOLUTIONS = frozenset(("Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"))
 _DEPTHWISE = frozenset(("DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D"))
 _CONV_LSTM = frozenset(("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"))
+
+
+@dataclass(frozen=True)
+class Converted:
+    """The arrays of a layer in the layout of Keras 3.
+
+    Args:
+        arrays: In the order of Keras 3's layer.
+        changes: What was done, in words; empty where the arrays are as the file has them.
+    """
+
+    arrays: list[Array]
+    changes: tuple[str, ...] = ()
 
 
 def turned_round(kernel: Array) -> Array:
@@ -103,14 +116,13 @@ def convert_layer(
     *,
     generation: int = 3,
     backend: str = "tensorflow",
-) -> list[Array]:
-    """The arrays of one layer in the layout of Keras 3, in its order.
+) -> Converted:
+    """The arrays of one layer in the layout of Keras 3, in its order, and what had to be done for it.
 
     Args:
         class_name: The class of Keras 3: `Conv2D`, `LSTM`, `TimeDistributed` …
         config: Its configuration in the words of Keras 3; `data_format` is read, and a wrapper's `layer` (a dict with
-            `class_name`
-            and `config`) or `cell`.
+            `class_name` and `config`) or `cell`.
         arrays: In the order of the file.
         generation: 1 for a file of Keras 1 (also 0.x), 2 of Keras 2, tf.keras or tf_keras, 3 of Keras 3.
         backend: What the file was trained on: `tensorflow`, `theano` or `cntk`.
@@ -123,39 +135,49 @@ def convert_layer(
 
     Example:
         >>> old = [np.zeros((8, 3, 5, 5)), np.zeros(8)]
-        >>> [a.shape for a in convert_layer("Conv2D", {"data_format": "channels_first"}, old, generation=1)]
-        [(5, 5, 3, 8), (8,)]
+        >>> converted = convert_layer("Conv2D", {"data_format": "channels_first"}, old, generation=1)
+        >>> [array.shape for array in converted.arrays], converted.changes
+        ([(5, 5, 3, 8), (8,)], ("the kernel from Theano's order of axes",))
     """
     listed = list(arrays)
     inner = _inner(config, "layer", "cell")
     if class_name == "Bidirectional" and inner is not None:
         half = len(listed) // 2
         behind = _inner(config, "backward_layer") or inner
-        forward = convert_layer(inner[0], inner[1], listed[:half], generation=generation, backend=backend)
-        return [*forward, *convert_layer(behind[0], behind[1], listed[half:], generation=generation, backend=backend)]
+        forward = convert_layer(*inner, listed[:half], generation=generation, backend=backend)
+        backward = convert_layer(*behind, listed[half:], generation=generation, backend=backend)
+        return Converted([*forward.arrays, *backward.arrays], tuple(dict.fromkeys(forward.changes + backward.changes)))
     if class_name in ("TimeDistributed", "RNN", "SpectralNormalization") and inner is not None:
         own = len(listed) - (class_name == "SpectralNormalization")  # its vector comes after the layer's arrays
-        return [*convert_layer(inner[0], inner[1], listed[:own], generation=generation, backend=backend), *listed[own:]]
+        held = convert_layer(*inner, listed[:own], generation=generation, backend=backend)
+        return Converted([*held.arrays, *listed[own:]], held.changes)
     if not listed:
-        return listed
+        return Converted(listed)
+    changes: list[str] = []
     first = config.get("data_format") == "channels_first"
-    if class_name in ("LSTM", "LSTMCell") or class_name in _CONV_LSTM:
-        listed = gates_joined(_unshaped(class_name, listed, first, generation), (0, 2, 1, 3)) if len(listed) == 12 else listed
+    if (class_name in ("LSTM", "LSTMCell") or class_name in _CONV_LSTM) and len(listed) == 12:
+        listed = gates_joined(_unshaped(class_name, listed, first, generation), (0, 2, 1, 3))
+        changes.append("four gates of three arrays joined")
     if class_name in ("GRU", "GRUCell") and len(listed) == 9:
         listed = gates_joined(listed, (0, 1, 2))
+        changes.append("three gates of three arrays joined")
     if generation == 1:
-        listed = _from_keras_1(class_name, listed, first)
+        listed = _from_keras_1(class_name, listed, first, changes)
     if backend == "theano" and class_name in _CONVOLUTIONS | _DEPTHWISE | _CONV_LSTM:
         listed[0] = turned_round(listed[0])
         if class_name in _CONV_LSTM and len(listed) > 1:
             listed[1] = turned_round(listed[1])
+        if any(n > 1 for n in listed[0].shape[:-2]):
+            changes.append("the kernel turned round, as Theano convolves and TensorFlow correlates")
     if len(listed) == 3 and class_name in ("LSTM", "GRU") and listed[1].ndim == 2 and listed[2].ndim == 1:
         units = listed[1].shape[0]
         if class_name == "LSTM" and listed[2].shape == (8 * units,):
             listed = cudnn_lstm(*listed)
+            changes.append("CuDNN's gates transposed, its two biases added")
         elif class_name == "GRU" and listed[2].shape == (6 * units,):
             listed = cudnn_gru(*listed)
-    return listed
+            changes.append("CuDNN's gates transposed, its two biases one above the other")
+    return Converted(listed, tuple(changes))
 
 
 def _inner(config: Mapping[str, Any], *keys: str) -> tuple[str, Mapping[str, Any]] | None:
@@ -173,10 +195,11 @@ def _unshaped(class_name: str, arrays: list[Array], first: bool, generation: int
     return [kernel_from_theano(array) if array.ndim > 1 else array for array in arrays]
 
 
-def _from_keras_1(class_name: str, arrays: list[Array], first: bool) -> list[Array]:
+def _from_keras_1(class_name: str, arrays: list[Array], first: bool, changes: list[str]) -> list[Array]:
     kernel = arrays[0]
     rest = arrays[1:]
     if class_name == "Conv1D" and kernel.ndim == 4:
+        changes.append("a 1-D kernel kept as a 2-D one")
         if kernel.shape[1] != 1:  # (filters, channels, length, 1), before 1.2
             if kernel.shape[3] != 1:
                 raise WeightsError(
@@ -186,11 +209,15 @@ def _from_keras_1(class_name: str, arrays: list[Array], first: bool) -> list[Arr
                 )
             kernel = kernel_from_theano(kernel)
         return [kernel[:, 0], *rest]
+    theano = "the kernel from Theano's order of axes"
     if class_name in ("Conv2D", "Conv3D") and first:
+        changes.append(theano)
         return [kernel_from_theano(kernel), *rest]
     if class_name in ("Conv2DTranspose", "Conv3DTranspose"):
+        changes.append(f"{theano if first else 'the kernel'} with inputs and outputs exchanged")
         kernel = kernel_from_theano(kernel) if first else kernel
         return [np.swapaxes(kernel, -1, -2), *rest]
     if class_name in _DEPTHWISE and first:
+        changes.append(theano)
         return [kernel_from_theano(array) if array.ndim > 2 else array for array in arrays]
     return arrays

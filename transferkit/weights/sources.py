@@ -18,6 +18,8 @@ __all__ = ["configured_layers", "file_arrays", "looks_like_torch"]
 
 # What Keras files of the model itself, outside its layers.
 _TOP_LEVEL = "top_level_model_weights"
+# Keras 1's names within a wrapper, `forward_lstm_1_W_i`, and with TensorFlow's count behind it, `W_1`.
+_OLD_NAME = re.compile(r"(?:(?P<layer>\w+?)_)?(?P<variable>[WUb](?:_[icfozrh])?)(?:_\d+)?")
 _WRAPPERS = frozenset({"timedistributed", "bidirectional", "functional", "model", "sequential", "spectralnormalization"})
 
 
@@ -63,6 +65,8 @@ def file_arrays(archive: Archive) -> list[FileArray]:
         plain = info.variable.removeprefix(f"{layer}_") if layer else info.variable
         variable = info.variable if "/" in plain else plain  # Keras 1 named a variable `dense_1_W`
         inner, _, variable = variable.rpartition("/")
+        if not inner and (old := _OLD_NAME.fullmatch(variable)) is not None:
+            inner, variable = old["layer"] or "", old["variable"]
         path = "/".join(part for part in (layer, inner) if part)
         kind = kinds.get(path, "")
         if not info.variable:

@@ -16,10 +16,12 @@ import numpy as np
 from transferkit.errors import shorten
 from transferkit.weights.adapters import Channels, Classes, Positions, Settings, Vocabulary, adaptation
 from transferkit.weights.assigning import THREADS, Assignment, assign_all
+from transferkit.weights.composing import Arranged, arranged
 from transferkit.weights.differences import differences, torch_notes
 from transferkit.weights.digest import examined
 from transferkit.weights.matching import FileArray, Match, ModelVariable, Pair, Rules, match
 from transferkit.weights.names import kind_of
+from transferkit.weights.old_files import arranged_old_file
 from transferkit.weights.readers import Archive
 from transferkit.weights.report import LoadedTensor, LoadReport, by_layer_and_reason
 from transferkit.weights.sources import file_arrays, looks_like_torch
@@ -75,12 +77,13 @@ class Staged:
 
     def __init__(self, wishes: Wishes, archive: Archive, model: Any) -> None:
         self.wishes = wishes
-        self.archive = archive
         self.model = model
         rules = wishes.rules
         check_built(model, asked=f"Loading {wishes.path!r}.", except_for=(*rules.skip, *rules.skip_in_model))
         self.slots = {slot.name: slot for slot in slots_of(model)}
-        self.sources = {source.name: source for source in file_arrays(archive)}
+        self.arranged = self._arranged(archive)
+        self.archive = self.arranged.archive
+        self.sources = {source.name: source for source in self.arranged.sources}
         self.settings = self._settings()
         self.counters = [n for n, source in self.sources.items() if wishes.layout == "torch" and source.variable == _COUNTER]
         self.found: Match = match(
@@ -91,13 +94,21 @@ class Staged:
         )
         self.staged: list[Assignment] = []
 
+    def _arranged(self, archive: Archive) -> Arranged:
+        """The file's arrays in the pieces in which Keras 3's layers keep theirs."""
+        layout, sources, targets = self.wishes.layout, file_arrays(archive), [slot.info for slot in self.slots.values()]
+        if layout == "keras" or looks_like_torch(archive):
+            return arranged(archive, sources, ())
+        return arranged_old_file(archive, sources, targets, backend=layout)
+
     def _settings(self) -> Settings:
         """The adaptations asked for, with what they leave to the model: its first convolution, its head, its Flatten layers."""
         wishes = self.wishes
-        flattened = {**flattened_shapes(self.model), **wishes.flatten} if wishes.layout == "torch" else {}
+        torch = wishes.layout == "torch"
+        flattened = {**flattened_shapes(self.model), **wishes.flatten} if torch or self.arranged.flattened_first else {}
         first = next((s.layer for s in self._kernels() if kind_of(s.info.kind).startswith("conv")), "")
         return Settings(
-            layout=wishes.layout or "keras",
+            layout="torch" if torch else "keras",
             flattened=flattened,
             channels=tuple(dataclasses.replace(rule, patterns=rule.patterns or (first,)) for rule in wishes.channels),
             classes=tuple(
@@ -122,7 +133,7 @@ class Staged:
     def report(self, *, applied: bool) -> LoadReport:
         unclear = self._layout_problems()  # shapes say nothing before the layout is known
         problems = unclear or list(self.found.problems)
-        rules = ['.layout("torch")'] if unclear and looks_like_torch(self.archive) else list(self.found.rules)
+        rules = list(self.arranged.rules or ['.layout("torch")']) if unclear else list(self.found.rules)
         pairs = {pair.target: pair for pair in self.found.pairs}
         with ThreadPoolExecutor(THREADS) as pool:
             begun = [
@@ -217,7 +228,7 @@ class Staged:
         if array.shape != info.shape or array.dtype != info.dtype:
             return misfit(f"{named} was announced as {info.dtype.name} {info.shape}, it holds {array.dtype.name} {array.shape}")
         cast = f"{info.dtype.name} → {slot.dtype.name}" if lossy_cast(info.dtype, slot.dtype) else ""
-        why = "; ".join(word for word in (how.text, cast) if word)
+        why = "; ".join(word for word in (self.arranged.texts.get(pair.source, ""), how.text, cast) if word)
         adapted = how.apply(array, lambda: values_of(slot.variable))
         self.staged.append(Assignment(slot.variable, _constant(adapted), slot.dtype, slot.size * slot.dtype.itemsize))
         outcome = pool.submit(self._examined, array, adapted, slot)
@@ -249,6 +260,11 @@ class Staged:
                 return "; for other classes .classes(source=[…], target=[…]) copies the rows they share"
             if slot.info.variable == "embeddings" and shape[1:] == to[1:]:
                 return f"; for another vocabulary .vocabulary({slot.info.path!r}) copies the rows they share"
+        if (
+            kind_of(slot.info.kind) == "gru" and slot.info.variable == "bias" and len(shape) != len(to)
+        ):  # only `reset_after` has two
+            after, when = ("True", "after") if len(shape) == 2 else ("False", "before")
+            return f"; the file's layer applies its reset gate {when} the recurrent kernel: build GRU(…, reset_after={after})"
         if len(shape) > 1 and shape != to and sorted(shape) == sorted(to) and self.settings.layout != "torch":
             return '; the axes look exchanged, as in PyTorch: .layout("torch")'
         return ""
@@ -261,19 +277,12 @@ class Staged:
         return [f'.skip("{layer}/*")' for layer in list(layers)[:8]]
 
     def _layout_problems(self) -> list[str]:
-        if self.wishes.layout is not None:
-            return []
-        if looks_like_torch(self.archive):
+        if self.wishes.layout is None and looks_like_torch(self.archive):
             return [
                 "the file is PyTorch's, whose kernels are stored transposed: "
                 'add .layout("torch"), or .layout("keras") if its arrays are in Keras\'s layout'
             ]
-        if self.archive.metadata.get("backend") == "theano" and any(len(info.shape) > 2 for info in self.archive.arrays.values()):
-            return [
-                "the file was trained on Theano, which turns the kernels of convolutions round: open it as a model, which "
-                'converts them, or add .layout("keras") if they were converted'
-            ]
-        return []
+        return list(self.arranged.problems)
 
     def _notes(self) -> list[str]:
         notes = differences(self.archive, list(leaf_layers_of(self.model)), self._layers_of_pairs())

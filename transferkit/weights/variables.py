@@ -8,7 +8,7 @@ May import Keras.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -218,10 +218,10 @@ def check_built(model: Any, *, asked: str, except_for: tuple[str, ...] = ()) -> 
 
 
 def flattened_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """For each Dense layer behind a Flatten, by path, the shape `(height, width, channels)` that was flattened.
+    """For each Dense layer behind a Flatten, by path, the shape `(height, width, channels)` in whose order its rows are.
 
-    Layers that leave the order of features alone may stand between the two. Found in functional and Sequential models only:
-    a subclassed model has no graph to look at.
+    Layers that leave the order of features alone may stand between the two. A model that keeps channels first and flattens them
+    so isn't among them. Found in functional and Sequential models only: a subclassed model has no graph to look at.
     """
     layers = list(leaf_layers_of(model))
     producer = {}
@@ -241,8 +241,26 @@ def flattened_shapes(model: Any) -> dict[str, tuple[int, ...]]:
                 before = producer.get(id(before.input))
             if isinstance(before, (keras.layers.Flatten, keras.layers.Reshape)) and before.input is not None:
                 shape = tuple(before.input.shape[1:])
-                if len(shape) >= 2 and None not in shape and len(before.output.shape) == 2:
-                    found[path] = tuple(int(n) for n in shape)
+                if len(shape) < 2 or None in shape or len(before.output.shape) != 2:
+                    continue
+                if _channels_first(before, producer):
+                    if getattr(before, "data_format", None) != "channels_first":
+                        continue
+                    shape = (*shape[1:], shape[0])  # Keras brings the channels to the end before it flattens
+                found[path] = tuple(int(n) for n in shape)
         except (AttributeError, ValueError):
             continue
     return found
+
+
+def _channels_first(flatten: Any, producer: Mapping[int, Any]) -> bool:
+    """Whether what a Flatten gets has its channels first, as the nearest layer before it that knows says."""
+    layer = flatten
+    for _ in range(1000):
+        inputs = layer.input
+        layer = producer.get(id(inputs[0] if isinstance(inputs, (list, tuple)) else inputs))
+        if layer is None:
+            return False
+        if getattr(layer, "data_format", None) in ("channels_first", "channels_last"):
+            return bool(layer.data_format == "channels_first")
+    return False

@@ -187,9 +187,13 @@ def read_legacy_h5(path: str, tree: H5Tree, *, limits: Limits) -> Archive:
 
     version = top.get("keras_version") or attributes.get("keras_version") or ""
     said = {k: v for k, v in top.items() if isinstance(v, str) and k not in ("model_config", "training_config", "keras_version")}
-    if "backend" not in said and str(version).startswith(("0.", "1.")) and any(weights for _, weights in layers):
+    names = [weight for _, weights in layers for weight in weights]
+    first = str(version).startswith(("0.", "1.")) or (
+        not version and any(re.search(r"_[WU](_\d+|_[icfozrh])?(:0)?$", w) for w in names)
+    )
+    if "backend" not in said and first and names:
         # Keras 1 didn't write it down, but TensorFlow's variables end in `:0` and Theano's don't.
-        said["backend"] = "tensorflow" if any(w.endswith(":0") for _, weights in layers for w in weights) else "theano"
+        said["backend"] = "tensorflow" if any(name.endswith(":0") for name in names) else "theano"
     unlisted = len(tree.datasets) - len(set(places.values()))
     return Archive(
         path=path,
