@@ -19,6 +19,7 @@ from transferkit._keras import keras, tf
 from transferkit.building.frontier import Split, split
 from transferkit.data import Data, is_arrays, row_count
 from transferkit.tuning.epoch import Rows, rows_of_features, train
+from transferkit.tuning.epochs import Watch
 from transferkit.tuning.features import BATCH, Features, compute, repeats
 from transferkit.tuning.phases import PhasePlan
 from transferkit.tuning.sharing import pool_in_use
@@ -72,6 +73,7 @@ class CachedPhase:
         batch_size: int,
         callbacks: Any,
         evaluate: Callable[[], Mapping[str, Any]] | None,
+        watch: Watch | None = None,
     ) -> None:
         """Trains the model's suffix by the model's optimizer; callbacks know the model, whose weights are the suffix's."""
         suffix = self.split.suffix
@@ -94,6 +96,7 @@ class CachedPhase:
             shown=model,
             validation=self.validation,
             evaluate=None if self.validation is not None else evaluate,
+            watch=watch,
         )
 
 

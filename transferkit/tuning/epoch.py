@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from transferkit._keras import keras, tf
+from transferkit.tuning.epochs import Watch, run_epochs
 from transferkit.tuning.features import Features
 
 __all__ = ["Rows", "Steps", "batch_hooks", "class_weights", "rows_of_features", "same_kernels", "train"]
@@ -218,6 +219,7 @@ def train(
     shown: Any = None,
     validation: Rows | None = None,
     evaluate: Callable[[], Mapping[str, Any]] | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """Trains a compiled model on rows, as `fit` does with its callbacks; changes the model.
 
@@ -232,60 +234,63 @@ def train(
         shown: The model that callbacks know and stop (`stop_training`), where it isn't the one that is trained.
         validation: Rows to test on after each epoch, in batches of the same size.
         evaluate: Tests in another way instead, and gives the logs.
+        watch: What is told of the run.
     """
     shown = model if shown is None else shown
     callbacks = keras.callbacks.CallbackList([], model=shown) if callbacks is None else callbacks
     steps = Steps(model, batch_size=batch_size)
-    single = bool(batch_hooks(callbacks.callbacks))
     single_test = any(_wants_test_batches(callback) for callback in callbacks.callbacks)
-    shown.stop_training = False
-    logs: Any = None
-    callbacks.on_train_begin()
-    for epoch in range(initial_epoch, epochs):
-        model.reset_metrics()
-        callbacks.on_epoch_begin(epoch)
-        logs = dict(_epoch(steps, rows, order(epoch), epoch, callbacks, shown, single=single))
-        tested: Mapping[str, Any] = {}
-        if validation is not None:
-            tested = _tested(steps, validation, callbacks, single=single_test)
-        elif evaluate is not None:
-            tested = evaluate()
-        logs.update({f"val_{name}": value for name, value in tested.items()})
-        callbacks.on_epoch_end(epoch, logs)
-        if shown.stop_training:
-            break
-    if isinstance(model.optimizer, keras.optimizers.Optimizer) and epochs > 0:
-        model.optimizer.finalize_variable_values(model.trainable_variables)
-    callbacks.on_train_end(logs=logs)
+    run_epochs(
+        model,
+        _CompiledSteps(steps, rows, order, single=bool(batch_hooks(callbacks.callbacks))),
+        epochs=epochs,
+        initial_epoch=initial_epoch,
+        callbacks=callbacks,
+        shown=shown,
+        evaluate=evaluate if validation is None else lambda: _tested(steps, validation, callbacks, single=single_test),
+        watch=watch,
+    )
 
 
-def _epoch(steps: Steps, rows: Rows, order: np.ndarray[Any, Any], epoch: int, callbacks: Any, shown: Any, *, single: bool) -> Any:
-    count = steps.count(len(order))
-    logs: Any = {}
-    if single:
-        for step in range(count):
-            callbacks.on_train_batch_begin(step)
-            logs = steps.train(rows, order, epoch=epoch, start=step, stop=step + 1)
-            callbacks.on_train_batch_end(step, logs)
-            if shown.stop_training:
-                break
+class _CompiledSteps:
+    """The steps of epochs over rows: one by one where a callback wants each, else as many as fit in a turn."""
+
+    def __init__(self, steps: Steps, rows: Rows, order: Callable[[int], np.ndarray[Any, Any]], *, single: bool) -> None:
+        self._steps, self._rows, self._order, self._single = steps, rows, order, single
+
+    def warm(self, epoch: int, first: int) -> None:
+        self._steps.train(self._rows, self._order(epoch), epoch=epoch, start=first - 1, stop=first)
+
+    def epoch(self, epoch: int, first: int, callbacks: Any, shown: Any, watch: Watch) -> Any:
+        order = self._order(epoch)
+        count = self._steps.count(len(order))
+        logs: Any = {}
+        if self._single:
+            for step in range(first, count):
+                callbacks.on_train_batch_begin(step)
+                logs = self._steps.train(self._rows, order, epoch=epoch, start=step, stop=step + 1)
+                callbacks.on_train_batch_end(step, logs)
+                watch.stepped(epoch, step + 1, logs)
+                if shown.stop_training:
+                    break
+            return logs
+        bars = [callback for callback in callbacks.callbacks if isinstance(callback, keras.callbacks.ProgbarLogger)]
+        joined = [callback for callback in callbacks.callbacks if getattr(callback, "joins_batches", False)]
+        step, turn = first, min(count, 16)
+        while step < count:
+            stop = min(step + min(turn, watch.most_steps or turn), count)
+            for callback in joined:
+                callback.on_train_batch_begin(step)
+            begun = time.perf_counter()
+            logs = self._steps.train(self._rows, order, epoch=epoch, start=step, stop=stop)
+            seconds = time.perf_counter() - begun
+            for callback in (*bars, *joined):
+                callback.on_train_batch_end(stop - 1, {name: float(value) for name, value in logs.items()})
+            # The first turn may hold the tracing, so the pace is only ever raised by what later ones show.
+            turn = max(turn, int((stop - step) * _TURN_SECONDS / max(seconds, 1e-9)))
+            step = stop
+            watch.stepped(epoch, step, logs)
         return logs
-    bars = [callback for callback in callbacks.callbacks if isinstance(callback, keras.callbacks.ProgbarLogger)]
-    joined = [callback for callback in callbacks.callbacks if getattr(callback, "joins_batches", False)]
-    step, turn = 0, min(count, 16)
-    while step < count:
-        stop = min(step + turn, count)
-        for callback in joined:
-            callback.on_train_batch_begin(step)
-        begun = time.perf_counter()
-        logs = steps.train(rows, order, epoch=epoch, start=step, stop=stop)
-        seconds = time.perf_counter() - begun
-        for callback in (*bars, *joined):
-            callback.on_train_batch_end(stop - 1, {name: float(value) for name, value in logs.items()})
-        # The first turn may hold the tracing, so the pace is only ever raised by what later ones show.
-        turn = max(turn, int((stop - step) * _TURN_SECONDS / max(seconds, 1e-9)))
-        step = stop
-    return logs
 
 
 def _tested(steps: Steps, rows: Rows, callbacks: Any, *, single: bool) -> dict[str, Any]:

@@ -25,13 +25,14 @@ def epoch_order(rows: int, *, seed: int, epoch: int) -> np.ndarray[Any, np.dtype
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows)
 
 
-def ordered_dataset(data: Any, *, batch_size: int, order: Callable[[], np.ndarray[Any, Any]]) -> Any:
+def ordered_dataset(data: Any, *, batch_size: int, order: Callable[[], np.ndarray[Any, Any]], counted: bool = True) -> Any:
     """A `tf.data.Dataset` of batches in the order that `order()` gives each time it is gone over anew.
 
     Args:
         data: `(x, y)` or `(x, y, sample_weight)` of arrays, or a `Data`.
         batch_size: Rows in a batch; the last may be smaller.
-        order: Gives all row numbers; called at the start of each pass.
+        order: Gives the row numbers; called at the start of each pass.
+        counted: Whether each pass takes all rows, so that the data set can tell how many batches it has.
     """
     rows = len(data) if isinstance(data, Data) else row_count(data)
     steps = -(-rows // batch_size)
@@ -47,7 +48,9 @@ def ordered_dataset(data: Any, *, batch_size: int, order: Callable[[], np.ndarra
     options = tf.data.Options()
     # Rows must go to replicas as they come, not file by file: there are no files.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return dataset.apply(tf.data.experimental.assert_cardinality(steps)).with_options(options).prefetch(tf.data.AUTOTUNE)
+    if counted:
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
+    return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
 
 
 def _gather_rows(indices: Any, parts: Any) -> Any:

@@ -1,9 +1,8 @@
-"""Runs resolved phases on a model with Keras's own `fit`, as one training: one epoch axis, one history, one start and one end
+"""Runs resolved phases on a model as Keras's `fit` would, as one training: one epoch axis, one history, one start and one end
 for callbacks."""
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -18,12 +17,14 @@ from transferkit.errors import TrainingError
 from transferkit.tuning.averaging import recalibrate_batch_norm
 from transferkit.tuning.caching import Cache
 from transferkit.tuning.callbacks import Progress
-from transferkit.tuning.feeding import ListedBatches, epoch_order, ordered_dataset
+from transferkit.tuning.epochs import run_epochs
+from transferkit.tuning.feeding import epoch_order, ordered_dataset
 from transferkit.tuning.objectives import Objective
 from transferkit.tuning.optimizer_state import as_plain, raw_steps
 from transferkit.tuning.phases import PhasePlan, in_effect
 from transferkit.tuning.run import PhaseRecord
 from transferkit.tuning.settings import Settings, Targets, take_over
+from transferkit.tuning.stream import FullSteps, Stream
 
 __all__ = ["Job", "run_phases", "seed_model"]
 
@@ -139,17 +140,23 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
     """
     state = _Epoch()
     records: list[PhaseRecord] = []
-    # Held as tensors a second time, so made only when a phase needs it: features need it not.
-    source = functools.cache(lambda: _source(job, state))
+    stream = Stream(
+        job.data,
+        batch_size=job.batch_size,
+        seed=job.seed,
+        targets=job.targets,
+        class_weight=job.class_weight,
+        steps_per_epoch=job.steps_per_epoch,
+    )
     validation = job.validation
-    if isinstance(validation, Data):
-        val_rows = len(validation)
+    if isinstance(validation, Data) or is_arrays(validation):
+        val_rows = len(validation) if isinstance(validation, Data) else row_count(validation)
         validation = ordered_dataset(validation, batch_size=job.batch_size, order=lambda: np.arange(val_rows))
     validation = job.targets.validation(validation)
     seed_model(model, job.seed)
     starts = job.settings.starts(model)
     minimised = job.targets.objective
-    batches_an_epoch = job.steps_per_epoch or _batches(job, source)
+    batches_an_epoch = stream.steps
     cache = Cache(
         job.cache,
         data=job.data,
@@ -219,16 +226,15 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
                     evaluate=_evaluation(model, validation, job, callbacks),
                 )
             else:
-                batches, arguments = source()
-                model.fit(
-                    batches,
+                steps = FullSteps(model, stream)
+                steps.begin()
+                run_epochs(
+                    model,
+                    steps,
                     epochs=begun + plan.phase.epochs,
                     initial_epoch=begun,
                     callbacks=callbacks,
-                    validation_data=validation,
-                    class_weight=job.class_weight,
-                    verbose=0 if job.verbose == 2 else job.verbose,
-                    **arguments,
+                    evaluate=_evaluation(model, validation, job, callbacks),
                 )
             if job.settings.swa is not None:
                 recalibrate_batch_norm(model, job.data, batch_size=job.batch_size)
@@ -274,39 +280,3 @@ def _fresh_metrics(metrics: Any) -> Any:
     return keras.tree.map_structure(
         lambda item: type(item).from_config(item.get_config()) if isinstance(item, keras.metrics.Metric) else item, metrics
     )
-
-
-def _source(job: Job, state: _Epoch) -> tuple[Any, dict[str, Any]]:
-    """The training data as `fit` gets it, and the arguments that go with it."""
-    if not isinstance(job.data, Data) and not is_arrays(job.data):
-        arguments = {"steps_per_epoch": job.steps_per_epoch, "validation_steps": job.validation_steps}
-        # Keras shuffles the batches of a PyDataset; anything else that gives batches comes in its own order.
-        return job.targets.training(job.data, seed=job.seed, epoch=lambda: state.number), {
-            **arguments,
-            "shuffle": isinstance(job.data, keras.utils.PyDataset) and not isinstance(job.data, ListedBatches),
-        }
-    rows = len(job.data) if isinstance(job.data, Data) else row_count(job.data)
-    dataset = ordered_dataset(
-        job.data, batch_size=job.batch_size, order=lambda: epoch_order(rows, seed=job.seed, epoch=state.number)
-    )
-    dataset = job.targets.training(dataset, seed=job.seed, epoch=lambda: state.number)
-    return dataset, {"validation_batch_size": job.batch_size, "shuffle": False}
-
-
-def _batches(job: Job, source: Callable[[], tuple[Any, dict[str, Any]]]) -> int | None:
-    """How many batches one epoch has, where that can be told."""
-    if isinstance(job.data, Data) or is_arrays(job.data):
-        return -(-(len(job.data) if isinstance(job.data, Data) else row_count(job.data)) // job.batch_size)
-    return _steps(source()[0])
-
-
-def _steps(source: Any) -> int | None:
-    """How many batches one epoch has, where that can be told."""
-    if isinstance(source, keras.utils.PyDataset):
-        batches: int | None = source.num_batches
-        return batches
-    cardinality = getattr(source, "cardinality", None)
-    if cardinality is None:
-        return None
-    count = int(cardinality())
-    return count if count >= 0 else None

@@ -129,7 +129,9 @@ def one_hot_labels(data: Any, classes: int) -> Any:
     return transformed(data, transform, epoch=lambda: 0)
 
 
-def mixed(data: Any, *, kind: str, alpha: float, seed: int, epoch: Callable[[], int]) -> Any:
+def mixed(
+    data: Any, *, kind: str, alpha: float, seed: int, epoch: Callable[[], int], start: Callable[[], int] = lambda: 0
+) -> Any:
     """The batches of `data`, mixed, in the same order.
 
     Args:
@@ -138,24 +140,27 @@ def mixed(data: Any, *, kind: str, alpha: float, seed: int, epoch: Callable[[], 
         alpha: Of the Beta distribution.
         seed: Of the run.
         epoch: Gives the number of the epoch, asked at the start of each pass.
+        start: Gives the number of the pass's first batch, for a `tf.data.Dataset` that begins within an epoch.
     """
 
     def transform(parts: tuple[Any, ...], number: Any, batch: Any) -> tuple[Any, ...]:
         return mix_batch(parts, kind=kind, alpha=alpha, seed=seed, epoch=number, batch=batch)
 
-    return transformed(data, transform, epoch=epoch)
+    return transformed(data, transform, epoch=epoch, start=start)
 
 
 Transform = Callable[[tuple[Any, ...], Any, Any], tuple[Any, ...]]
 
 
-def transformed(data: Any, transform: Transform, *, epoch: Callable[[], int]) -> Any:
+def transformed(data: Any, transform: Transform, *, epoch: Callable[[], int], start: Callable[[], int] = lambda: 0) -> Any:
     """`data` with each batch passed through `transform(parts, epoch, batch number)`."""
     if isinstance(data, tf.data.Dataset):
-        numbers = tf.data.Dataset.from_generator(lambda: iter([epoch()]), output_signature=tf.TensorSpec((), tf.int64))
+        numbers = tf.data.Dataset.from_generator(
+            lambda: iter([(epoch(), start())]), output_signature=(tf.TensorSpec((), tf.int64), tf.TensorSpec((), tf.int64))
+        )
 
-        def one_pass(number: Any) -> Any:
-            return data.enumerate().map(lambda batch, *parts: transform(_parts(parts), number, batch), tf.data.AUTOTUNE)
+        def one_pass(number: Any, first: Any) -> Any:
+            return data.enumerate(first).map(lambda batch, *parts: transform(_parts(parts), number, batch), tf.data.AUTOTUNE)
 
         whole = numbers.flat_map(one_pass)
         size = int(data.cardinality())

@@ -1,0 +1,411 @@
+"""Training data as batches that can begin anywhere: in any pass over the data, at any batch of it.
+
+Rows in memory and in folders, and data sets that list their batches, begin at the batch without reading what comes before. A
+`tf.data.Dataset` reads and drops it. Data of which nobody can tell what a second pass would give begins with an epoch. May
+import Keras and the floors below.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import itertools
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from transferkit._keras import keras, tf
+from transferkit.data import Data, is_arrays, row_count
+from transferkit.errors import DataError
+from transferkit.tuning.feeding import ListedBatches, epoch_order, ordered_dataset
+
+__all__ = ["FullSteps", "Stream"]
+
+
+class Stream:
+    """The batches that a phase in full trains on.
+
+    Args:
+        data: What `fit` takes, checked.
+        batch_size: Rows in a batch of in-memory data.
+        seed: Of the run.
+        targets: What is done to the batches.
+        class_weight: Class → weight, or None.
+        steps_per_epoch: Batches in an epoch, where it isn't one pass over the data.
+    """
+
+    def __init__(
+        self, data: Any, *, batch_size: int, seed: int, targets: Any, class_weight: Any = None, steps_per_epoch: int | None = None
+    ) -> None:
+        self._data, self._size, self._seed = data, batch_size, seed
+        self._targets, self._weight = targets, class_weight
+        self._given_steps = steps_per_epoch
+        self._first = 0
+        self._whole: Any = None
+        #: The pass it is in, and how many batches of it were taken.
+        self.number, self.seen = 0, 0
+        #: How many passes were opened, and how often a `PyDataset` was told that an epoch ended.
+        self.opened, self.ended = 0, 0
+        self._failure: BaseException | None = None
+        self._rows = isinstance(data, Data) or is_arrays(data)
+        #: Batches in one pass, or None where that can't be told.
+        self.batches = _batches(data, batch_size)
+        #: Batches in one epoch, or None where that can't be told.
+        self.steps = steps_per_epoch or self.batches
+        #: Why a run can go on from the beginning of an epoch only; empty when it can from any batch.
+        self.by_epoch = _by_epoch(data)
+
+    def open(self, number: int, first: int = 0) -> Any:
+        """The batches of pass `number` from `first` on, as a data set; to be gone over before the next is opened."""
+        self.number, self._first = number, first
+        self.opened += 1
+        if first and isinstance(self._data, tf.data.Dataset):
+            return self._made(first)
+        if self._whole is None:
+            self._whole = self._made(0)
+        return self._whole
+
+    def load_state(self, state: Mapping[str, int]) -> None:
+        """Goes to where `FullSteps.state` was taken."""
+        self.number, self.seen, self.opened = state["pass"], state["seen"], state["opened"]
+        if isinstance(self._data, tf.data.Dataset):
+            for _ in range(self.opened):
+                next(iter(self._data), None)  # a shuffle with a seed gives each pass another order, by how many there were
+        for _ in range(state["ended"]):
+            self.begin_epoch()
+            self.end_epoch()
+
+    def _made(self, first: int) -> Any:
+        data = self._data
+        if self._rows:
+            dataset = ordered_dataset(data, batch_size=self._size, order=self._order, counted=False)
+        elif isinstance(data, tf.data.Dataset):
+            dataset = data.skip(first) if first else data
+        else:
+            dataset = self._generated()
+        dataset = self._targets.training(dataset, seed=self._seed, epoch=lambda: self.number, start=lambda: self._first)
+        return dataset if self._weight is None else _weighted(dataset, self._weight)
+
+    def _order(self) -> Any:
+        rows = len(self._data) if isinstance(self._data, Data) else row_count(self._data)
+        return epoch_order(rows, seed=self._seed, epoch=self.number)[self._first * self._size :]
+
+    @contextlib.contextmanager
+    def failing(self) -> Iterator[None]:
+        """Gives an error of the user's data as it was raised, not as TensorFlow words it."""
+        self._failure = None
+        try:
+            yield
+        except tf.errors.OpError:
+            if self._failure is not None:
+                raise self._failure from None
+            raise
+
+    # -- data that Python gives batch by batch
+
+    def _generated(self) -> Any:
+        items, self._data = _peeked(self._data)
+        spec = _common_spec(items)
+
+        def batches() -> Iterator[Any]:
+            try:
+                for number, item in enumerate(self._items(), self._first):
+                    yield _as_spec(_standard(item), spec, number, self.number)
+            except BaseException as error:
+                self._failure = error
+                raise
+
+        dataset = tf.data.Dataset.from_generator(batches, output_signature=spec)
+        once = hasattr(self._data, "__next__")
+        return dataset if once else dataset.prefetch(tf.data.AUTOTUNE)
+
+    def _items(self) -> Iterator[Any]:
+        data = self._data
+        if not isinstance(data, keras.utils.PyDataset):
+            yield from data
+            return
+        count = data.num_batches
+        if count is None:
+            order: Iterator[int] = itertools.count(self._first)
+        elif isinstance(data, ListedBatches):
+            order = iter(range(self._first, count))
+        else:
+            order = iter(epoch_order(count, seed=self._seed, epoch=self.number)[self._first :].tolist())
+        if data.workers <= 1 and not data.use_multiprocessing:
+            yield from (data[index] for index in order)
+            return
+        # In order, at most `max_queue_size` ahead, as Keras does it; by threads also where processes are asked for, because a
+        # process forked from one that runs TensorFlow may hang.
+        with ThreadPoolExecutor(max(1, data.workers), "transferkit-data") as pool:
+            ahead: collections.deque[Future[Any]] = collections.deque()
+            try:
+                for index in itertools.islice(order, max(1, data.max_queue_size)):
+                    ahead.append(pool.submit(data.__getitem__, index))
+                while ahead:
+                    item = ahead.popleft().result()
+                    following = next(order, None)
+                    if following is not None:
+                        ahead.append(pool.submit(data.__getitem__, following))
+                    yield item
+            finally:
+                for waiting in ahead:
+                    waiting.cancel()
+
+    def begin_epoch(self) -> None:
+        """Tells a `PyDataset` that an epoch begins."""
+        if isinstance(self._data, keras.utils.PyDataset):
+            self._data.on_epoch_begin()
+
+    def end_epoch(self) -> None:
+        """Tells a `PyDataset` that an epoch ended."""
+        self.ended += 1
+        if isinstance(self._data, keras.utils.PyDataset):
+            self._data.on_epoch_end()
+
+
+def _batches(data: Any, batch_size: int) -> int | None:
+    if isinstance(data, Data) or is_arrays(data):
+        return -(-(len(data) if isinstance(data, Data) else row_count(data)) // batch_size)
+    if isinstance(data, keras.utils.PyDataset):
+        count: int | None = data.num_batches
+        return count
+    cardinality = getattr(data, "cardinality", None)
+    found = -1 if cardinality is None else int(cardinality())
+    return found if found >= 0 else None
+
+
+def _by_epoch(data: Any) -> str:
+    if isinstance(data, (Data, keras.utils.PyDataset)) or is_arrays(data):
+        return ""
+    if isinstance(data, tf.data.Dataset):
+        return _unseeded(data)
+    kind = "a generator" if hasattr(data, "__next__") else f"a {type(data).__name__}"
+    return f"{kind}, which can't be made to begin within an epoch"
+
+
+def _unseeded(dataset: Any) -> str:
+    """What makes a second pass over a data set give other batches, in words; empty when nothing in it is seen to."""
+    try:
+        text = tf.raw_ops.DatasetToGraphV2(
+            input_dataset=tf.data.experimental.to_variant(dataset), external_state_policy=1, strip_device_assignment=True
+        )
+        graph = tf.compat.v1.GraphDef.FromString(text.numpy())
+    except (tf.errors.OpError, ValueError):
+        return ""  # what it can't write down it can't tell
+    nodes = {node.name: node for node in graph.node}
+    for node in graph.node:
+        if node.op.startswith("ShuffleDataset") and not any(_constant(nodes, name) for name in list(node.input)[2:4]):
+            return "a data set that is shuffled without a seed"
+    for function in graph.library.function:
+        for node in function.node_def:
+            if node.op.startswith("Random") and not (node.attr["seed"].i or node.attr["seed2"].i):
+                return "a data set that draws at random without a seed"
+    return ""
+
+
+def _constant(nodes: Any, name: str) -> int:
+    value = nodes[name.split(":")[0]].attr["value"].tensor
+    return int(tf.make_ndarray(value)) if value.dtype == tf.int64.as_datatype_enum else 1
+
+
+def _peeked(data: Any) -> tuple[list[Any], Any]:
+    """The first two batches, by which the shapes are told, and data that still has them."""
+    if isinstance(data, keras.utils.PyDataset):
+        count = 2 if data.num_batches is None else min(2, data.num_batches)
+        return [_standard(data[index]) for index in range(count)], data
+    iterator = iter(data)
+    items = [_standard(item) for item in itertools.islice(iterator, 2)]
+    return items, (_again(items, iterator) if iterator is data else data)
+
+
+def _again(items: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
+    yield from items
+    yield from rest
+
+
+def _standard(item: Any) -> Any:
+    """A batch as Keras reads it: `(x,)`, `(x, y)`, `(x, y, sample_weight)` or a dict, lists as tuples."""
+    item = keras.tree.lists_to_tuples(item)
+    return item if isinstance(item, (tuple, dict)) else (item,)
+
+
+def _is_composite(leaf: Any) -> bool:
+    return isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor))
+
+
+def _common_spec(items: list[Any]) -> Any:
+    """The type that the batches share: of any number of rows, and of any size along an axis where they differ."""
+
+    def spec(*leaves: Any) -> Any:
+        if leaves[0] is None:
+            return tf.OptionalSpec(None)
+        if _is_composite(leaves[0]):
+            return tf.type_spec_from_value(leaves[0])
+        arrays = [leaf if tf.is_tensor(leaf) else np.asarray(leaf) for leaf in leaves]
+        rank = {len(array.shape) for array in arrays}
+        if len(rank) > 1:
+            return tf.TensorSpec(None, arrays[0].dtype)
+        sizes = [
+            None if axis == 0 or len({array.shape[axis] for array in arrays}) > 1 else arrays[0].shape[axis]
+            for axis in range(rank.pop())
+        ]
+        return tf.TensorSpec(sizes, arrays[0].dtype)
+
+    return keras.tree.map_structure(spec, *items, none_is_leaf=True)
+
+
+def _as_spec(item: Any, spec: Any, number: int, epoch: int) -> Any:
+    """The batch, checked against the type of the first ones, which the compiled step was made for."""
+    problems: list[str] = []
+
+    def leaf(array: Any, wanted: Any) -> Any:
+        if array is None:
+            return tf.experimental.Optional.empty(None)
+        if _is_composite(array) or not isinstance(wanted, tf.TensorSpec):
+            return array
+        array = array if tf.is_tensor(array) else np.asarray(array)
+        if not wanted.shape.is_compatible_with(array.shape):
+            problems.append(f"an array of shape {tuple(array.shape)}, where the first batches have {tuple(wanted.shape)}")
+        if tf.as_dtype(array.dtype) != wanted.dtype:
+            problems.append(f"values of type {tf.as_dtype(array.dtype).name}, where the first batches have {wanted.dtype.name}")
+        return array
+
+    try:
+        made = keras.tree.map_structure(leaf, item, spec, none_is_leaf=True)
+    except (TypeError, ValueError) as error:
+        problems.append(f"a structure that the first batches don't have: {str(error).splitlines()[0]}")
+    if problems:
+        raise DataError(
+            f"Reading batch {number} of pass {epoch} over the training data.",
+            found=problems,
+            fix="give batches that differ in their number of rows only",
+        )
+    return made
+
+
+def _weighted(dataset: Any, class_weight: Any) -> Any:
+    """The weight of each row by its class, as Keras's `fit` adds it."""
+    table = tf.constant([class_weight.get(number, 1.0) for number in range(max(class_weight) + 1)])
+
+    def add(*parts: Any) -> Any:
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(parts[0] if len(parts) == 1 else parts)
+        if weight is not None:
+            raise DataError(
+                "Weighting the classes.",
+                found="class_weight, and rows that have weights of their own",
+                fix="give one of the two: multiply the rows' weights by their class's",
+            )
+        labels = y
+        if labels.shape.rank is None or labels.shape.rank >= 2:
+            labels = tf.cond(
+                tf.shape(y)[-1] > 1,
+                lambda: tf.argmax(y, axis=-1, output_type=tf.int32),
+                lambda: tf.cast(tf.round(tf.reshape(y, tf.shape(y)[:-1])), tf.int32),
+            )
+        return x, y, tf.gather(table, tf.cast(tf.round(labels), tf.int32))
+
+    return dataset.map(add).prefetch(tf.data.AUTOTUNE)
+
+
+class FullSteps:
+    """Steps by the model's own train function, the one that `fit` calls, over a stream.
+
+    An epoch is one pass over the data, or `steps_per_epoch` batches, which go on where the epoch before left the data.
+
+    Args:
+        model: Built and compiled.
+        stream: The batches.
+    """
+
+    def __init__(self, model: Any, stream: Stream) -> None:
+        self._model, self._stream = model, stream
+        self._iterator: Any = None
+        self._known = stream.steps
+        #: Whether an epoch goes on in the pass of the one before.
+        self._continues = stream.steps != stream.batches
+        if tf.distribute.has_strategy():
+            # Variables of metrics and optimizer can't be made within a replica's step; a test makes them outside of it.
+            if not model.optimizer.built:
+                model.optimizer.build(model.trainable_variables)
+            model.evaluate(stream.open(stream.number).take(1), verbose=0)
+        model.make_train_function()
+
+    def begin(self) -> None:
+        """Begins a phase at the beginning of a pass; not called where a run goes on."""
+        self._stream.end_epoch()  # as `fit` has it, which tells the data so once before it begins
+        if self._stream.seen:
+            self._stream.number, self._stream.seen = self._stream.number + 1, 0
+
+    def state(self) -> dict[str, int]:
+        """Where in the data it is."""
+        stream = self._stream
+        begun = self._iterator is not None
+        return {"pass": stream.number, "seen": stream.seen, "opened": stream.opened - begun, "ended": stream.ended}
+
+    def _open(self, number: int, first: int) -> Any:
+        dataset = self._stream.open(number, first)
+        if tf.distribute.has_strategy():
+            dataset = self._model.distribute_strategy.experimental_distribute_dataset(dataset)
+        return iter(dataset)
+
+    def warm(self, epoch: int, first: int) -> None:
+        stream = self._stream
+        if not self._continues:
+            stream.number, stream.seen = epoch, first
+        self._iterator = self._open(stream.number, stream.seen - min(first, self._model.steps_per_execution))
+        with stream.failing():
+            self._model.train_function(self._iterator)
+
+    def epoch(self, epoch: int, first: int, callbacks: Any, shown: Any, watch: Any) -> Any:
+        model, stream = self._model, self._stream
+        stream.begin_epoch()
+        if self._iterator is None:
+            if not self._continues:
+                stream.number, stream.seen = epoch, first
+            self._iterator = self._open(stream.number, stream.seen)
+        logs = self._steps(epoch, first, callbacks, shown, watch)
+        if not self._continues or (stream.batches is not None and stream.seen >= stream.batches):
+            self._end_pass()
+        stream.end_epoch()
+        figures = model.get_metrics_result()
+        return figures if isinstance(logs, dict) and set(figures) == set(logs) else logs
+
+    def _end_pass(self) -> None:
+        self._iterator = None
+        self._stream.number, self._stream.seen = self._stream.number + 1, 0
+
+    def _steps(self, epoch: int, first: int, callbacks: Any, shown: Any, watch: Any) -> Any:
+        model, stream, each = self._model, self._stream, self._model.steps_per_execution
+        step, logs = first, {}
+        while self._known is None or step < self._known:
+            if self._continues and stream.batches is not None and stream.seen >= stream.batches:
+                _warn_short(step, epoch)
+                break
+            callbacks.on_train_batch_begin(step)
+            try:
+                with stream.failing():
+                    logs = model.train_function(self._iterator)
+            except (StopIteration, tf.errors.OutOfRangeError):
+                if self._known is None:
+                    self._known = step
+                else:
+                    _warn_short(step, epoch)
+                    self._end_pass()
+                break
+            step, stream.seen = step + each, stream.seen + each
+            callbacks.on_train_batch_end(step - 1, logs)
+            watch.stepped(epoch, step, logs)
+            if shown.stop_training:
+                break
+        return logs
+
+
+def _warn_short(step: int, epoch: int) -> None:
+    warnings.warn(
+        f"The training data ended after {step} batches of epoch {epoch}, before the epoch did. Give it as many batches as a "
+        "whole number of epochs takes, or make it repeat itself: dataset.repeat().",
+        stacklevel=5,
+    )
