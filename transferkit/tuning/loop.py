@@ -226,11 +226,11 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
                     evaluate=_evaluation(model, validation, job, callbacks),
                 )
             else:
-                steps = FullSteps(model, stream)
-                steps.begin()
+                in_full = FullSteps(model, stream)
+                in_full.begin()
                 run_epochs(
                     model,
-                    steps,
+                    in_full,
                     epochs=begun + plan.phase.epochs,
                     initial_epoch=begun,
                     callbacks=callbacks,
