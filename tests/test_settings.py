@@ -81,7 +81,7 @@ def test_layer_decay_falls_by_block_from_the_head_down_and_is_what_the_table_say
     model = network()
     tuner = one_phase(layer_decay=0.5).optimizer("sgd").rate(tk.Layers.named("block_1*"), times=0.1)
     table = str(tuner.describe(model))
-    rates = {line.split()[0]: line.split()[-1] for line in table.splitlines() if line.startswith(("block", "head"))}
+    rates = {line.split()[0]: line.split()[5] for line in table.splitlines() if line.startswith(("block", "head"))}
     assert rates == {"block_1_dense": "0.0025", "block_2_dense": "0.05", "head": "0.1"}
     before = model.get_weights()
     x, y = problem(16)

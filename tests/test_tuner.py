@@ -470,11 +470,11 @@ def test_describe_is_a_table_and_changes_nothing() -> None:
     text = str(TWO.describe(model))
     assert text.splitlines()[:6] == [
         "Phase 'head': 2 epochs, trains Layers.head()",
-        "layer    class    output  parameters  in this phase  learning rate",
-        "───────  ───────  ──────  ──────────  ─────────────  ─────────────",
-        "dense    Dense    (16,)          144  frozen                     –",
-        "dropout  Dropout  (16,)            0  off                        –",
-        "dense_1  Dense    (8,)           136  frozen                     –",
+        "layer    class    output  parameters  in this phase  learning rate  operations a row  computed",
+        "───────  ───────  ──────  ──────────  ─────────────  ─────────────  ────────────────  ──────────",
+        "dense    Dense    (16,)          144  frozen                     –               272  once",
+        "dropout  Dropout  (16,)            0  off                        –                 0  once",
+        "dense_1  Dense    (8,)           136  frozen                     –               264  once",
     ]
     assert_unchanged(model, before)
     assert all(layer.trainable for layer in model.layers)

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from transferkit._keras import keras
-from transferkit._table import Table
 from transferkit.building.heads import leaf_layers
 from transferkit.errors import TrainingError, shorten
 from transferkit.tuning.layers import Layers
@@ -92,55 +91,22 @@ class PhasePlan:
     @property
     def trained_parameters(self) -> int:
         """How many numbers train."""
-        own = _count(self.own_weights) if self.phase.train.is_everything else 0
+        own = self.own_parameters if self.phase.train.is_everything else 0
         return own + sum(row.parameters for row in self.layers if row.trained)
+
+    @property
+    def own_parameters(self) -> int:
+        """How many numbers a subclassed model keeps beside its layers."""
+        return _count(self.own_weights)
 
     @property
     def parameters(self) -> int:
         """How many numbers the model's weights hold."""
-        return _count(self.own_weights) + sum(row.parameters for row in self.layers)
-
-    def table(self) -> Table:
-        """The phase as a table, one row for each layer that has weights or changes its behaviour."""
-        rows = [
-            (row.path, type(row.layer).__name__, row.shape, f"{row.parameters:,}", _mode(row), self._rate(row))
-            for row in self.layers
-            if row.parameters or row.silenced
-        ]
-        if self.own_weights:
-            trained = self.phase.train.is_everything
-            mode = "trained" if trained else "frozen"
-            rows.append(
-                ("(the model's own)", "", "", f"{_count(self.own_weights):,}", mode, self._shown(1.0) if trained else "–")
-            )
-        return Table(
-            columns=("layer", "class", "output", ">parameters", "in this phase", ">learning rate"),
-            rows=rows,
-            title=f"Phase {self.phase.name!r}: {self.phase.epochs} epochs, trains {self.phase.train!r}",
-            notes=(
-                f"{self.trained_parameters:,} of {self.parameters:,} parameters train.",
-                *([f"The learning rate runs by {self.phase.schedule!r}."] if self.phase.schedule is not None else []),
-            ),
-        )
-
-    def _rate(self, row: ResolvedLayer) -> str:
-        return self._shown(row.multiplier) if row.trained else "–"
-
-    def _shown(self, multiplier: float) -> str:
-        if self.phase.learning_rate is not None:
-            return f"{self.phase.learning_rate * multiplier:.4g}"
-        return "the optimizer's" if multiplier == 1.0 else f"the optimizer's × {multiplier:.4g}"
+        return self.own_parameters + sum(row.parameters for row in self.layers)
 
 
 def _count(weights: Sequence[Any]) -> int:
     return int(sum(np.prod(weight.shape) for weight in weights))
-
-
-def _mode(row: ResolvedLayer) -> str:
-    if row.silenced:
-        return "off"
-    mode = "trained" if row.trained else "frozen"
-    return f"{mode}, statistics {row.batch_norm}" if row.batch_norm else mode
 
 
 def parts_of(layer: Any) -> Iterator[Any]:

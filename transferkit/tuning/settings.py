@@ -48,6 +48,11 @@ class Settings:
     average: float | None = None
     swa: float | None = None
 
+    @property
+    def own_slots(self) -> int:
+        """How many numbers are kept beside each one that trains: a moving average, the loaded value."""
+        return int(self.average is not None) + int(bool(self.l2_sp and self.l2_sp[0]))
+
     def check(self, optimizer: Any, plans: Sequence[PhasePlan]) -> None:
         """Raises a ModelError when the optimizer can't do what the plan asks of it."""
         if any(self._needs_options(optimizer, plan) for plan in plans):

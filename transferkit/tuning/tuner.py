@@ -17,8 +17,9 @@ from transferkit.errors import DataError, ModelError, PlanError, did_you_mean
 from transferkit.placement import Placement
 from transferkit.tuning.caching import planned_split
 from transferkit.tuning.callbacks import TensorBoardLogs
+from transferkit.tuning.costs import cost_of
 from transferkit.tuning.defaults import default_plan, explanation
-from transferkit.tuning.describing import Description
+from transferkit.tuning.describing import Description, PhaseDescription
 from transferkit.tuning.feeding import check_inputs, complete_class_weights, first_rows
 from transferkit.tuning.loop import Job, run_phases
 from transferkit.tuning.objectives import Objective, objective_of
@@ -74,18 +75,38 @@ class FineTuner(TuningSteps):
         """The plan line by line: what each step does, and where the method comes from."""
         return explanation(self)
 
-    def describe(self, model: Any) -> Description:
-        """What the plan means for the model: per phase and layer what is frozen, what trains and at which rate. Changes nothing.
+    def describe(self, model: Any, *, batch_size: int = 32, rows: int | None = None) -> Description:
+        """What the plan means for the model, and what it costs; changes nothing.
+
+        Per phase and layer: what is frozen, what trains and at which rate, and what is computed once; per phase its operations
+        and the memory of a step.
 
         Args:
             model: A built model.
+            batch_size: Rows in a batch, for the memory.
+            rows: Rows of the training data, for the size of the features that are computed once.
 
         Raises:
             ModelError: when a phase selects layers the model hasn't got, or nothing that could train.
         """
         plans = self._resolved(model)
-        off = self._cache() is False
-        return Description(plans, tuple(None if off else planned_split(model, plan) for plan in plans))
+        parts = []
+        for plan in plans:
+            made = None if self._cache() is False else planned_split(model, plan)
+            useful = made is not None and bool(made) and any(layer.weights for layer in made.prefix.layers)
+            optimizer = self.make_optimizer(plan.phase.learning_rate)
+            cost = cost_of(
+                plan,
+                once=made.cached if made is not None and useful else (),
+                row_bytes=made.nbytes if made is not None and useful else 0,
+                optimizer=optimizer,
+                own_slots=self._settings().own_slots,
+                batch_size=batch_size,
+                rows=rows,
+            )
+            decay = getattr(getattr(optimizer, "inner_optimizer", optimizer), "weight_decay", None)
+            parts.append(PhaseDescription(plan, made, cost, decay if isinstance(decay, float) else None))
+        return Description(tuple(parts))
 
     def _resolved(self, model: Any) -> tuple[PhasePlan, ...]:
         heads_of(model)
