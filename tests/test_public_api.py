@@ -39,6 +39,7 @@ PUBLIC = [
     "inspect_weights",
     "open_archive",
     "open_model",
+    "save_model",
     "save_weights",
     "wise_ft",
     "with_multipliers",

@@ -8,14 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 import pytest
 import weights_files as files
 from keras import layers
 
+import transferkit as tk
 from transferkit.__main__ import main
-from transferkit.errors import StorageError, TransferKitError
+from transferkit.errors import ModelError, StorageError, TransferKitError
 from transferkit.weights.loader import WeightLoader
 from transferkit.weights.readers import open_archive
 from transferkit.weights.saving import save_weights
@@ -153,3 +155,80 @@ def test_converting_needs_no_tensorflow(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "False False"
+
+
+@pytest.mark.parametrize("file", ["m.keras", "m.h5"])
+def test_a_whole_model_is_saved_with_its_optimizer_and_read_by_plain_keras(tmp_path: Path, file: str) -> None:
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(9), layers.BatchNormalization(), layers.Dense(2, name="out")])
+    model.compile("adam", keras.losses.MeanSquaredError())  # plain Keras doesn't find "mse" again in an .h5
+    model.fit(np.ones((2, 3)), np.zeros((2, 2)), verbose=0)
+    written = tk.save_model(model, tmp_path / file)
+    assert (written.arrays, written.format) == (len(model.weights), file.removeprefix("m."))
+    assert same(tk.open_model(tmp_path / file), model)
+    plain = keras.saving.load_model(tmp_path / file)
+    assert same(plain, model)
+    assert int(plain.optimizer.iterations) == 1
+    assert os.listdir(tmp_path) == [file]
+    raw = bytearray((tmp_path / file).read_bytes())
+    raw[raw.find(model.get_layer("out").kernel.numpy().tobytes()) + 5] ^= 1
+    (tmp_path / file).write_bytes(raw)
+    with pytest.raises(TransferKitError):
+        tk.open_model(tmp_path / file)
+
+
+def test_what_is_lost_in_writing_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HDF5 puts writing off, and h5py only prints what fails when an object goes: the file looks whole and holds zeros."""
+    model = scrambled()
+    plainly = type(model).save_weights
+
+    def forgetful(self: Any, path: Any, **options: Any) -> None:
+        plainly(self, path, **options)
+        with h5py.File(path, "r+") as file:
+            file["layers/dense/vars/0"][...] = 0
+
+    monkeypatch.setattr(type(model), "save_weights", forgetful)
+    (tmp_path / "w.weights.h5").write_text("old")
+    with pytest.raises(StorageError) as caught:
+        save_weights(model, tmp_path / "w.weights.h5")
+    assert str(caught.value) == (
+        f"Writing weights to {str(tmp_path / 'w.weights.h5')!r}.\n"
+        "  found: the file read back isn't what was written: without the values of 'out/kernel'; "
+        "the old file, if there was one, is untouched\n"
+        "  likely cause: the disk is full, or the disk or the memory is failing\n"
+        "  to fix it: free some space, or write to another disk"
+    )
+    assert (tmp_path / "w.weights.h5").read_text() == "old"
+
+
+def test_models_that_cannot_be_saved_say_why(tmp_path: Path) -> None:
+    class Unwritable(keras.layers.Layer):  # type: ignore[misc, unused-ignore]
+        def __init__(self, function: Any) -> None:
+            super().__init__()
+            self.function = function
+
+        def call(self, x: Any) -> Any:
+            return self.function(x)
+
+    model = keras.Sequential([keras.Input((3,)), Unwritable(lambda x: x)])
+    with pytest.raises(ModelError, match="a layer whose settings Keras can't write down"):
+        tk.save_model(model, tmp_path / "m.keras")
+    with pytest.raises(ModelError, match="isn't built"):
+        tk.save_model(keras.Sequential([keras.layers.Dense(3)]), tmp_path / "m.keras")
+    with pytest.raises(StorageError, match=r"no format of whole models known by the ending of 'm\.pb'"):
+        tk.save_model(scrambled(), tmp_path / "m.pb")
+    assert os.listdir(tmp_path) == []
+
+
+def test_bfloat16_is_kept_and_checked(tmp_path: Path) -> None:
+    layers = [keras.Input((3,)), keras.layers.Dense(2, dtype="bfloat16")]
+    model = keras.Sequential(layers)
+    for file in ("w.weights.h5", "w.safetensors"):
+        save_weights(model, tmp_path / file)
+        other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype="bfloat16")])
+        WeightLoader(tmp_path / file).load(other)
+        assert all(
+            np.array_equal(a.numpy().view("u2"), b.numpy().view("u2")) for a, b in zip(model.weights, other.weights, strict=True)
+        )
+    tk.save_model(model, tmp_path / "m.keras")
+    with pytest.raises(StorageError, match=r"weights of type bfloat16, which .h5 can't hold"):
+        tk.save_model(model, tmp_path / "m.h5")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transferkit.building.opening import OpenReport as OpenReport
     from transferkit.building.opening import explain_model as explain_model
     from transferkit.building.opening import open_model as open_model
+    from transferkit.building.saving import save_model as save_model
     from transferkit.data import Data as Data
     from transferkit.evaluation.evaluator import Evaluator as Evaluator
     from transferkit.evaluation.report import Evaluation as Evaluation
@@ -66,6 +67,7 @@ __all__ = [
     "inspect_weights",
     "open_archive",
     "open_model",
+    "save_model",
     "save_weights",
     "wise_ft",
     "with_multipliers",
@@ -98,6 +100,7 @@ _HOMES: Final[dict[str, str]] = {
     "inspect_weights": "transferkit.weights.inspection",
     "open_archive": "transferkit.weights.readers.reading",
     "open_model": "transferkit.building.opening",
+    "save_model": "transferkit.building.saving",
     "save_weights": "transferkit.weights.saving",
     "wise_ft": "transferkit.tuning.averaging",
     "with_multipliers": "transferkit.tuning.optimizers",

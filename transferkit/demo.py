@@ -34,7 +34,7 @@ from transferkit._keras import keras, tf
 from transferkit._table import Table
 from transferkit.errors import MissingExtraError
 from transferkit.evaluation.intervals import t_quantile
-from transferkit.storage import write_json
+from transferkit.storage import atomic_path, write_json
 
 __all__ = ["Comparison", "Way", "main", "run"]
 
@@ -148,7 +148,7 @@ def pretrain(images: Images, path: Path, *, epochs: int) -> float:
     tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=epochs, learning_rate=1e-3).fit(
         model, images.source, batch_size=32, seed=0, verbose=0
     )
-    model.save(path)
+    tk.save_model(model, path)
     return float(tk.Evaluator("accuracy").run(model, images.test)["accuracy"])
 
 
@@ -331,7 +331,8 @@ def draw_picture(comparison: Comparison, path: Path) -> bool:
     right.set_title(f"{LEVEL:.0%} interval: {low:+.3f} to {high:+.3f}")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
     return True
 
 

@@ -278,12 +278,21 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(temporary, target)
             kept = "the new file is in its place, but a loss of power may still bring the old one back"
             flush_directory(target.parent)
-        except OSError as error:
-            if isinstance(error, StorageError):
+        except Exception as error:
+            said = _of_the_disk(error)
+            if said is None or isinstance(error, StorageError):
                 raise
-            raise StorageError(
-                asked, found=f"{error.strerror or error}; {kept}", fix="free some space and write again"
-            ) from error
+            raise StorageError(asked, found=f"{said}; {kept}", fix="free some space and write again") from error
+
+
+def _of_the_disk(error: BaseException) -> str | None:
+    """What the disk said, where an error comes from it. The HDF5 library puts it into the text of errors of several kinds."""
+    within: BaseException | None = error
+    while within is not None:
+        if found := re.search(r"errno = \d+, error message = '([^']*)'", str(within)):
+            return found[1]
+        within = within.__cause__ or within.__context__
+    return error.strerror or str(error) if isinstance(error, OSError) else None
 
 
 def write_bytes(target: str | os.PathLike[str], content: bytes) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import time
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -263,7 +264,7 @@ class _Keeper:
             with np.load(path, allow_pickle=False) as kept:
                 names, values = kept["names"].tolist(), kept["values"].tolist()
                 return dict(zip(names, values, strict=True)), kept["predictions"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise StorageError(
                 f"Reading the finished fold {path}.", found=f"a damaged file ({error})", fix="delete it; the fold is run again"
             ) from error

@@ -12,12 +12,15 @@ import h5py
 import numpy as np
 
 from transferkit._keras import keras
+from transferkit.errors import WeightsError, shorten
 from transferkit.storage import atomic_path
+from transferkit.weights.digest import digest_of
+from transferkit.weights.readers import open_archive
 from transferkit.weights.readers.checks import tensor_digest
-from transferkit.weights.variables import check_built, slots_of, values_of
-from transferkit.weights.writing import Written, format_of, read_back, write_flat, write_legacy
+from transferkit.weights.variables import Slot, check_built, slots_of, values_of
+from transferkit.weights.writing import Written, format_of, not_as_written, read_back, write_flat, write_legacy
 
-__all__ = ["save_weights"]
+__all__ = ["add_digests", "check_written", "save_weights"]
 
 
 def save_weights(model: Any, path: str | os.PathLike[str], *, class_names: Sequence[str] = ()) -> Written:
@@ -52,7 +55,8 @@ def save_weights(model: Any, path: str | os.PathLike[str], *, class_names: Seque
     with atomic_path(path) as temporary:
         if kind == "weights_h5":
             model.save_weights(temporary, overwrite=True)
-            _add_digests(temporary, said)
+            check_written(temporary, slots, asked)
+            add_digests(temporary, said)
         elif kind == "legacy_h5":
             write_legacy(temporary, _legacy_layers(model, slots), arrays, said, version=str(keras.__version__))
         else:
@@ -65,12 +69,42 @@ def _value(variable: Any) -> Callable[[], np.ndarray[Any, Any]]:
     return lambda: values_of(variable)
 
 
-def _add_digests(path: Path, said: Mapping[str, str]) -> None:
+def check_written(path: Path, slots: Sequence[Slot], asked: str) -> None:
+    """Reads a file that Keras wrote, and finds every value of the model in it.
+
+    The HDF5 library puts writing off until objects go, and what fails then is printed and forgotten (h5py's `__dealloc__`).
+
+    Raises:
+        StorageError: when values are missing.
+    """
+    try:
+        with open_archive(path, trusted=True) as archive:
+            found = {digest_of(archive.read(name)) for name in archive.arrays}
+    except WeightsError as error:
+        raise not_as_written(asked, error.found[0]) from error
+    lost = [
+        slot.name for slot in slots if not _has_a_way_of_its_own(slot.owner) and digest_of(values_of(slot.variable)) not in found
+    ]
+    if lost:
+        raise not_as_written(asked, f"without the values of {shorten(lost)}")
+
+
+def _has_a_way_of_its_own(layer: Any) -> bool:
+    """Whether the layer's class decides itself what of its variables goes into a file, and in which form."""
+    own = type(layer).save_own_variables is not keras.layers.Layer.save_own_variables
+    return own and (not type(layer).__module__.startswith("keras.") or getattr(layer, "lora_enabled", False))
+
+
+def add_digests(path: Path, said: Mapping[str, str]) -> None:
+    """Puts each array's SHA-256 into an HDF5 file of Keras's, and `said` at its root."""
     with h5py.File(path, "r+") as file:
 
         def add(name: str, node: Any) -> None:
             if isinstance(node, h5py.Dataset):
-                node.attrs["sha256"] = tensor_digest(name, np.asarray(node[()]))
+                value = np.asarray(node[()])
+                if node.attrs.get("dtype") == "bfloat16":  # HDF5 has no such type; Keras keeps it as bytes and says so
+                    value = value.view(np.dtype(str(node.attrs["dtype"])))
+                node.attrs["sha256"] = tensor_digest(name, value)
 
         file.visititems(add)
         for key, value in said.items():

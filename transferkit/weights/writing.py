@@ -17,13 +17,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from transferkit.errors import StorageError, WeightsFileError
+from transferkit.errors import StorageError, WeightsError
 from transferkit.storage import atomic_path
 from transferkit.weights.readers import Limits, open_archive
 from transferkit.weights.readers.checks import DIGESTS, tensor_digest
 from transferkit.weights.sources import file_arrays
 
-__all__ = ["Written", "convert_weights", "format_of", "read_back", "write_flat", "write_legacy"]
+__all__ = ["Written", "convert_weights", "format_of", "not_as_written", "read_back", "write_flat", "write_legacy"]
 
 _ABOUT = "transferkit.json"
 _ATTRIBUTE_BYTES = 60_000  # HDF5 keeps at most 64 kB in an attribute; Keras cuts lists of names the same way
@@ -178,13 +178,18 @@ def read_back(path: Path, asked: str) -> int:
     try:
         with open_archive(path, trusted=True) as archive:
             return sum(archive.read(name).nbytes for name in archive.arrays)
-    except WeightsFileError as error:
-        raise StorageError(
-            asked,
-            found=f"the file read back isn't what was written: {error.found[0]}",
-            cause="the disk or the memory is failing",
-            fix="write to another disk; the old file, if there was one, is untouched",
-        ) from error
+    except WeightsError as error:
+        raise not_as_written(asked, error.found[0]) from error
+
+
+def not_as_written(asked: str, found: str) -> StorageError:
+    """The error for a new file that isn't what was to be written."""
+    return StorageError(
+        asked,
+        found=f"the file read back isn't what was written: {found}; the old file, if there was one, is untouched",
+        cause="the disk is full, or the disk or the memory is failing",
+        fix="free some space, or write to another disk",
+    )
 
 
 def write_legacy(
