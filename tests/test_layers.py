@@ -38,11 +38,14 @@ PURE: tuple[str, ...] = (
     "storage",
     "tasks",
     "weights.readers",
+    "weights.mapping",
     "weights.matching",
+    "weights.units",
     "weights.names",
     "weights.composing",
     "weights.old_files",
     "weights.sources",
+    "weights.torch_layouts",
     "weights.old_layouts",
     "weights.adapters",
     "building.old_names",
@@ -77,6 +80,7 @@ OPTIONAL_PACKAGES = {
     "safetensors",
     "sklearn",
     "tensorboard",
+    "yaml",
 }
 
 

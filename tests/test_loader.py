@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from transferkit.errors import MatchError, ModelError, PlanError
+from transferkit.errors import MatchError, ModelError, PlanError, WeightsFileError
 from transferkit.weights.loader import WeightLoader
 
 
@@ -123,3 +123,25 @@ def test_a_model_that_isnt_built_or_is_none_at_all(tmp_path: Path) -> None:
         WeightLoader(tmp_path / "w.h5").match(keras.Sequential([layers.Dense(4), layers.Dense(2)]))
     with pytest.raises(ModelError, match="not a Keras model"):
         WeightLoader(tmp_path / "w.h5").match("model")
+
+
+def test_a_wrong_file_is_told_as_such(tmp_path: Path) -> None:
+    other = keras.Sequential(
+        [keras.Input((6, 6, 3)), layers.Conv2D(4, 3, name="stem"), layers.Flatten(), layers.Dense(2, name="out")]
+    )
+    other.save_weights(tmp_path / "other.weights.h5")
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="hidden"), layers.Dense(5, name="head")])
+    with pytest.raises(MatchError) as raised:
+        WeightLoader(tmp_path / "other.weights.h5").load(model)
+    assert "likely cause: nothing in the file fits any layer of the model: it is most likely the file of another model" in str(
+        raised.value
+    )
+    (tmp_path / "model.json").write_text(model.to_json())
+    with pytest.raises(WeightsFileError) as said:
+        WeightLoader(tmp_path / "model.json").load(model)
+    assert str(said.value) == (
+        f"Reading weights from {str(tmp_path / 'model.json')!r}.\n"
+        "  found: the configuration of a Keras model as JSON, which holds no weights\n"
+        "  likely cause: model.to_json() keeps the architecture alone; the weights are in a file of their own\n"
+        "  to fix it: give the weights file; open_model(weights, config=this_file) makes a model of the two"
+    )

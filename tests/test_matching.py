@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from transferkit.weights.matching import FileArray, Match, ModelVariable, Rules, match
+from transferkit.weights.mapping import FileArray, Match, ModelVariable, Rules
+from transferkit.weights.matching import match
 from transferkit.weights.names import canonical, covers, creation_number, is_automatic, kind_of, snake_case
 
 

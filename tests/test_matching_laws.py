@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transferkit.weights.matching import FileArray, ModelVariable, Rules, match
+from transferkit.weights.mapping import FileArray, ModelVariable, Rules
+from transferkit.weights.matching import match
 
 SHAPES = [(4, 4), (4, 4), (4, 8), (8, 4), (8, 8)]
 
@@ -126,3 +128,40 @@ def test_rules_leave_the_rest_as_it_is(shapes: list[tuple[int, int]], changes: l
     found = match(arrays(saved, True), variables(model), Rules(skip_in_model=(model[0].name,)))
     assert all(p.target.rpartition("/")[0] != model[0].name for p in found.pairs)
     assert not wrong(saved, model, kinds=True, rules=Rules(skip_in_model=(model[0].name,)))
+
+
+@pytest.mark.slow
+@settings(max_examples=20_000, deadline=None)
+@given(
+    st.lists(st.sampled_from(SHAPES), min_size=1, max_size=12),
+    st.lists(st.sampled_from(["reorder", "insert", "drop", "rename", "nest"]), max_size=8),
+    st.integers(0, 1_000_000),
+    st.booleans(),
+)
+def test_chosen_names_never_lead_astray_at_length(
+    shapes: list[tuple[int, int]], changes: list[str], seed: int, kinds: bool
+) -> None:
+    saved = [Made(i, f"layer{i}_{'qkv'[i % 3]}", shape) for i, shape in enumerate(shapes)]
+    assert not wrong(saved, changed(saved, changes, seed), kinds=kinds)
+
+
+@pytest.mark.slow
+@settings(max_examples=20_000, deadline=None)
+@given(
+    st.lists(st.sampled_from(SHAPES), min_size=1, max_size=12),
+    st.sampled_from(["insert", "drop", "none"]),
+    st.integers(0, 50),
+    st.integers(0, 50),
+    st.integers(0, 1_000_000),
+    st.booleans(),
+)
+def test_made_up_names_never_lead_astray_at_length(
+    shapes: list[tuple[int, int]], change: str, start: int, other_start: int, seed: int, kinds: bool
+) -> None:
+    saved = [Made(i, "", shape) for i, shape in enumerate(shapes)]
+    model = changed(saved, [change], seed)
+
+    def named(layers: list[Made], first: int) -> list[Made]:
+        return [replace(m, name="dense" if first + i == 0 else f"dense_{first + i}") for i, m in enumerate(layers)]
+
+    assert not wrong(named(saved, start), named(model, other_start), kinds=kinds)

@@ -222,6 +222,76 @@ def test_weights_alone_say_so_and_open_with_their_json(tmp_path: Path) -> None:
     np.testing.assert_array_equal(opened.get_weights()[0], model.get_weights()[0])
 
 
+def tf_model(tmp_path: Path, shape: list[int | None], *operations: tuple[str, str, Any], dtype: str = "float32") -> Any:
+    """A model of tf.keras whose layers call TensorFlow: class, name (that of its function) and its inbound node."""
+    start = {"class_name": "InputLayer", "name": "x", "inbound_nodes": [],
+             "config": {"name": "x", "batch_input_shape": [None, *shape], "dtype": dtype}}  # fmt: skip
+    layers = [
+        {"class_name": kind, "name": name, "config": {"name": name, "function": name}, "inbound_nodes": [node]}
+        for kind, name, node in operations
+    ]
+    config = {"name": "model", "layers": [start, *layers], "input_layers": [["x", 0, 0]],
+              "output_layers": [[operations[-1][1], 0, 0]]}  # fmt: skip
+    return open_model(old_file(tmp_path / "ops.h5", config, {}, version="2.8.0", class_name="Functional"))
+
+
+def test_lengths_and_tables_between_the_layers_of_tf_keras(tmp_path: Path) -> None:
+    reshaped = tf_model(
+        tmp_path,
+        [3, 4],
+        ("TFOpLambda", "compat.v1.shape", ["x", 0, 0, {"name": None}]),
+        ("SlicingOpLambda", "__operators__.getitem", ["compat.v1.shape", 0, 0, {"slice_spec": 0}]),
+        ("TFOpLambda", "reshape", ["x", 0, 0, {"shape": [["__operators__.getitem", 0, 0], 2, 6]}]),
+    )
+    x = rng.normal(size=(5, 3, 4)).astype("float32")
+    np.testing.assert_array_equal(reshaped(x), x.reshape(5, 2, 6))
+    table = [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+    node = ["_CONSTANT_VALUE", -1, table, {"indices": ["x", 0, 0], "validate_indices": None, "axis": None}]
+    looked_up = tf_model(tmp_path, [3], ("TFOpLambda", "compat.v1.gather", node), dtype="int32")
+    np.testing.assert_array_equal(looked_up(np.array([[2, 0, 1]])), np.array([[[4, 5], [0, 1], [2, 3]]], "float32"))
+
+
+def test_a_misspelt_name_has_a_hint_and_keras_0_is_told(tmp_path: Path) -> None:
+    config = [layer("Dense", "d", units=2, activation="sigmiod", batch_input_shape=[None, 3])]
+    with pytest.raises(ModelError, match=r"'sigmiod' in layer 'd' is no class or function of Keras[\s\S]*did you mean 'sigmoid'"):
+        open_model(old_file(tmp_path / "a.h5", config, {}, version="2.2.4"))
+    path = old_file(tmp_path / "b.h5", config, {}, version="0.3.3")
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = json.dumps({"name": "Graph", "input_config": [], "nodes": {}})
+    with pytest.raises(ModelError, match=r"Keras 0\.x wrote it"):
+        open_model(path)
+
+
+def test_weights_and_configuration_of_two_runs_and_yaml(tmp_path: Path) -> None:
+    yaml = pytest.importorskip("yaml")
+    config = [layer("Dense", "dense_1", units=3, batch_input_shape=[None, 4]), layer("Dense", "dense_2", units=3)]
+    arrays = {f"dense_{i}": {f"dense_{i}/kernel": rng.normal(size=s), f"dense_{i}/bias": rng.normal(size=3)}
+              for i, s in ((7, (4, 3)), (8, (3, 3)))}  # fmt: skip
+    whole = old_file(tmp_path / "w.h5", [], arrays, version="2.2.4")
+    with h5py.File(whole, "r+") as file:
+        del file.attrs["model_config"]
+    said = {"class_name": "Sequential", "config": config, "keras_version": "2.2.4", "backend": "tensorflow"}
+    text = yaml.dump(said).replace("- null\n        - 4", "!!python/tuple [null, 4]")
+    (tmp_path / "model.yaml").write_text(text)
+    model = open_model(whole, config=tmp_path / "model.yaml")
+    x = rng.normal(size=(2, 4)).astype("float32")
+    expected = x.astype("float64")
+    for i in (7, 8):
+        expected = expected @ arrays[f"dense_{i}"][f"dense_{i}/kernel"] + arrays[f"dense_{i}"][f"dense_{i}/bias"]
+    np.testing.assert_allclose(model.predict(x, verbose=0), expected, atol=1e-5)
+    config[1]["config"]["name"] = "head"  # somebody's own name isn't what Keras counted otherwise
+    with pytest.raises(WeightsError, match="the file has arrays for a layer 'dense_7'"):
+        open_model(whole, config=said)
+    for bad, words in (
+        ("a: &a [1]\nb: !!python/object/apply:os.system ['true']", "neither JSON nor YAML of plain values"),
+        ("a: &a [*a]", "refers to its own parts"),
+        ("&a0 [x, x]", "a list, no configuration"),
+    ):
+        (tmp_path / "bad.yaml").write_text(bad)
+        with pytest.raises((WeightsFileError, UnsafeFileError), match=words):
+            open_model(whole, config=tmp_path / "bad.yaml")
+
+
 def test_compiled_only_when_asked(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     model.compile(keras.optimizers.SGD(0.25), "mse", metrics=["mae"])

@@ -13,6 +13,7 @@ from typing import Any
 
 from transferkit._keras import keras
 from transferkit._table import Table, Tabular
+from transferkit.building.architectures import architecture_in
 from transferkit.building.compiling import compile_as_saved
 from transferkit.building.operations import OPERATIONS
 from transferkit.building.rebuilding import rebuild
@@ -22,8 +23,6 @@ from transferkit.building.upgrading_layers import Change
 from transferkit.building.vetting import refuse, vet
 from transferkit.errors import ModelError, WeightsFileError
 from transferkit.weights.readers import Archive, Limits, open_archive
-from transferkit.weights.readers.checks import json_object
-from transferkit.weights.readers.source import Source
 
 __all__ = ["OpenReport", "explain_model", "open_model"]
 
@@ -111,7 +110,8 @@ def open_model(
         compile: Whether to compile with the optimizer's settings, the loss and the metrics of the file. Off by default, other
             than
             in Keras: a model is opened to predict or to be tuned anew, and a file's custom loss would keep it from opening.
-        config: The architecture where the file holds weights alone: a path to the JSON of `model.to_json()`, or its content.
+        config: The architecture where the file holds weights alone: a path to the JSON of `model.to_json()` or the YAML of Keras
+            2, or its content as a dict. Layers that Keras counted from other numbers than in the weights are taken in order.
         input_shape: The shape of one example, for a Sequential whose file doesn't say it.
         backend: `"theano"` or `"tensorflow"`, what the model was trained on, where the file doesn't say it:
             Theano turned kernels round.
@@ -235,15 +235,7 @@ def _with_config(archive: Archive, config: str | os.PathLike[str] | Mapping[str,
                 fix="build the model with its code, then WeightLoader(path).load(model); or give config='model.json'",
             )
         return archive
-    if isinstance(config, Mapping):
-        content = dict(config)
-    else:
-        source = Source(config)
-        try:
-            text = source.bytes(0, min(source.size, limits.max_metadata_bytes + 1))
-        finally:
-            source.close()
-        content = json_object(os.fspath(config), "the model's configuration", text, limits) or {}
+    content = dict(config) if isinstance(config, Mapping) else architecture_in(config, limits)
     version = archive.version or str(content.get("keras_version") or "")
     backend = content.get("backend")
     metadata = {

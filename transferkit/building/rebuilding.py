@@ -393,7 +393,7 @@ def _functional(shop: _Workshop, plain: Config) -> Built:
                 left.append((built, i))
                 continue
             result = _called(shop, built, tensors(node["args"]), tensors(node["kwargs"]))
-            outputs[built.plain["name"], i] = list(result) if type(result) is tuple else keras.tree.flatten(result)
+            outputs[built.plain["name"], i] = _outputs(result)
         if len(left) == len(waiting):
             names = sorted({built.plain["name"] for built, _ in left})
             raise ModelError(
@@ -413,6 +413,14 @@ def _functional(shop: _Workshop, plain: Config) -> Built:
     if "subclass" in plain:
         shop.changes.append(Change(plain["name"], f"class {plain['subclass']} → a functional model of the same layers"))
     return Built(plain, model, tuple(inner))
+
+
+def _outputs(result: Any) -> list[Any]:
+    """What a call gave, one by one; lengths of a shape stay together, since a file knows them as one tensor."""
+    flat = keras.tree.flatten(result)
+    if not any(isinstance(item, keras.KerasTensor) for item in flat):
+        return [result]
+    return list(result) if type(result) is tuple else flat
 
 
 def _pass_names(names: Sequence[str]) -> None:

@@ -20,8 +20,10 @@ from transferkit._keras import keras
 from transferkit.building.rebuilding import Built, Rebuilt
 from transferkit.building.upgrading_layers import Change
 from transferkit.errors import WeightsError, shorten
+from transferkit.weights.names import is_automatic, kind_of
 from transferkit.weights.old_layouts import convert_layer
 from transferkit.weights.readers import Archive, ArrayInfo
+from transferkit.weights.readers.archive import LayerInfo
 
 __all__ = ["restore"]
 
@@ -187,22 +189,41 @@ def _from_legacy(restorer: _Restorer, top: Built) -> None:
     inner: dict[str, list[Built]] = {}
     for one in _leaves(top):
         inner.setdefault(one.plain["name"], []).append(one)
-    for listed in archive.layers:
-        if not listed.arrays:
-            continue
+    listed = [layer for layer in archive.layers if layer.arrays]
+    counted = _counted_otherwise([layer for layer in listed if layer.name != _TOP_LEVEL], top)
+    for layer in listed:
         # Keras 1 listed the layers of a Sequential within a Sequential one by one.
-        found = by_name.get(listed.name) or inner.get(listed.name) or []
+        found = counted.get(layer.name) or by_name.get(layer.name) or inner.get(layer.name) or []
         if not found:
-            if listed.name == _TOP_LEVEL:
-                _own_weights(restorer, top, listed.arrays)
+            if layer.name == _TOP_LEVEL:
+                _own_weights(restorer, top, layer.arrays)
             else:
-                restorer.problems.append(f"the file has arrays for a layer {listed.name!r}, which its configuration hasn't")
+                restorer.problems.append(f"the file has arrays for a layer {layer.name!r}, which its configuration hasn't")
             continue
         one = found.pop(0) if len(found) > 1 else found[0]
         if one.inner:
-            _nested(restorer, one, listed.arrays)
+            _nested(restorer, one, layer.arrays)
         else:
-            restorer.convert(one, listed.arrays)
+            restorer.convert(one, layer.arrays)
+
+
+def _counted_otherwise(listed: Sequence[LayerInfo], top: Built) -> dict[str, list[Built]]:
+    """The layers by the file's names, where weights and configuration come from models whose layers Keras counted otherwise.
+
+    A JSON and a weights file often come from two runs: `conv2d_5` in the one is `conv2d_1` in the other. Both list the same
+    layers in the same order, and only numbers behind names that Keras made up may differ.
+    """
+    holding = [one for one in top.inner if weights_of(one.layer)]
+    if len(listed) != len(holding) or {layer.name for layer in listed} == {one.plain["name"] for one in holding}:
+        return {}
+    found = {}
+    for layer, one in zip(listed, holding, strict=True):
+        name, said = layer.name, one.plain["name"]
+        alike = is_automatic(name) and is_automatic(said, one.plain["said"]) and kind_of(name) == kind_of(said)
+        if name != said and not alike:
+            return {}
+        found[name] = [one]
+    return found
 
 
 def _own_weights(restorer: _Restorer, top: Built, names: Sequence[str]) -> None:

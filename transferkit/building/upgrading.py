@@ -72,7 +72,11 @@ def upgrade(config: Mapping[str, Any], *, keras_version: str = "", max_layers: i
         raise ModelError(
             "Reading the configuration of a model.",
             found=f"no model, but something with the keys {sorted(map(str, config))}",
-            cause="the file holds something else, or was damaged",
+            cause=(
+                "Keras 0.x wrote it, whose configurations are laid out in another way"
+                if config.get("name") in ("Sequential", "Graph")
+                else "the file holds something else, or was damaged"
+            ),
         )
     generation = _generation(config, keras_version)
     context = Context(generation, _data_format(config), _layer)

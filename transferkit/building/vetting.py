@@ -119,7 +119,8 @@ def refuse(findings: Findings, *, path: str, given: Iterable[str] = ()) -> None:
     if not findings.problems:
         return
     kind: type[TransferKitError] = UnsafeFileError if findings.unsafe or findings.code else ModelError
-    hints = "".join(did_you_mean(name, [g for g in given if g not in findings.needed]) for name in findings.needed[:3])
+    known = [*given, *allowed.ACTIVATIONS]
+    hints = "".join(did_you_mean(name, [k for k in known if k not in findings.needed]) for name in findings.needed[:3])
     objects = ", ".join(f"{name!r}: …" for name in findings.needed)
     causes = []
     if findings.custom:

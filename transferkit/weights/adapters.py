@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from transferkit.weights.matching import FileArray, ModelVariable
+from transferkit.weights.mapping import FileArray, ModelVariable
 from transferkit.weights.names import covers, kind_of
 
 __all__ = ["Adaptation", "Channels", "Classes", "Positions", "Settings", "Vocabulary", "adaptation", "resize_grid"]
@@ -26,6 +26,7 @@ Step = Callable[[Array, Callable[[], Array]], Array]
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 _TRANSPOSED = frozenset({"conv1dtranspose", "conv2dtranspose", "conv3dtranspose"})
 _DEPTHWISE = frozenset({"depthwiseconv1d", "depthwiseconv2d"})
+_SEPARABLE = frozenset({"separableconv1d", "separableconv2d"})
 
 
 @dataclass(frozen=True)
@@ -148,9 +149,10 @@ def adaptation(source: FileArray, target: ModelVariable, settings: Settings) -> 
             steps.append(found.apply)
             shape = target.shape
             break
-    if shape != target.shape and kind_of(target.kind) == "prelu" and _without_ones(shape) == _without_ones(target.shape):
-        texts.append(f"reshaped from {shape}")
-        steps.append(lambda array, _: array.reshape(target.shape))
+    if shape != target.shape and kind_of(target.kind) == "prelu" and _without_ones(shape) in ((), _without_ones(target.shape)):
+        alone = math.prod(shape) == 1 and math.prod(target.shape) != 1  # PyTorch's one slope for all channels
+        texts.append("one slope for all" if alone else f"reshaped from {shape}")
+        steps.append(lambda array, _: np.full(target.shape, array) if alone else array.reshape(target.shape))
         shape = target.shape
     if shape != target.shape:
         return None
@@ -185,18 +187,38 @@ def _from_torch(
         # Of a transposed convolution PyTorch keeps (in, out, …), Keras (…, out, in): the same permutation.
         order = (*range(2, rank), 1, 0)
         return tuple(shape[i] for i in order), f"axes {order}", lambda array, _: array.transpose(order)
-    if variable in ("kernel", "depthwise_kernel") and kind in _DEPTHWISE and rank >= 3 and shape[1] == 1:
+    if variable == "pointwise_kernel" and kind in _SEPARABLE and rank >= 3:
+        order = (*range(2, rank), 1, 0)
+        return tuple(shape[i] for i in order), f"axes {order}", lambda array, _: array.transpose(order)
+    if variable in ("kernel", "depthwise_kernel") and kind in _DEPTHWISE | _SEPARABLE and rank >= 3 and shape[1] == 1:
         order = (*range(2, rank), 1, 0)
         inputs = target.shape[-2]
         if not inputs or shape[0] % inputs:
             return None
         new = (*shape[2:], inputs, shape[0] // inputs)
         return new, f"axes {order}, then {new}", lambda array, _: array.transpose(order).reshape(new)
-    if rank <= 1 or variable in ("embeddings",):
+    if variable == "kernel" and kind in ("lstm", "gru", "simplernn"):
+        return shape, "", _as_it_is  # `torch_layouts` has made it
+    if kind == "einsumdense" and (split := _heads(variable, shape, target.shape)) is not None:
+        return split
+    if rank <= 1 or variable in ("embeddings", "recurrent_kernel"):
         return shape, "", _as_it_is
-    if variable in ("kernel", "recurrent_kernel", "depthwise_kernel", "pointwise_kernel"):
+    if variable in ("kernel", "depthwise_kernel", "pointwise_kernel"):
         return None
     return shape, "", _as_it_is
+
+
+def _heads(variable: str, shape: tuple[int, ...], to: tuple[int, ...]) -> tuple[tuple[int, ...], str, Step] | None:
+    """A projection of attention: PyTorch's (outputs, inputs) as Keras's (inputs, heads, width) or (heads, width, outputs)."""
+    if variable == "bias" and len(shape) == 1 and math.prod(to) == shape[0]:
+        return to, "" if to == shape else f"{shape} as {to}", lambda array, _: array.reshape(to)
+    if (
+        variable != "kernel"
+        or len(shape) != 2
+        or not any(math.prod(to[:split]) == shape[1] and math.prod(to[split:]) == shape[0] for split in range(1, len(to)))
+    ):
+        return None
+    return to, "transposed" if len(to) == 2 else f"transposed, {shape[::-1]} as {to}", lambda array, _: array.T.reshape(to)
 
 
 def _from_first_to_last(flattened: Sequence[int]) -> str:

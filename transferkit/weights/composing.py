@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from transferkit.weights.matching import FileArray
+from transferkit.weights.mapping import FileArray
 from transferkit.weights.readers.archive import Archive, ArrayInfo
 
 __all__ = ["Arranged", "Composed", "arranged"]

@@ -16,7 +16,7 @@ from typing_extensions import Self
 from transferkit._plan import Plan, Step
 from transferkit.errors import MatchError, PlanError, did_you_mean
 from transferkit.weights.adapters import Channels, Classes, Positions, Vocabulary
-from transferkit.weights.matching import Rules
+from transferkit.weights.mapping import Rules
 from transferkit.weights.readers import Archive, Limits, open_archive
 from transferkit.weights.report import LoadReport
 from transferkit.weights.staging import TORCH_WORDS, Staged, Wishes

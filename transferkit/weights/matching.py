@@ -5,7 +5,7 @@ one side nests and the other doesn't, then by structure. A name counts as eviden
 more than "a Dense layer made after five others", so such layers are matched by structure, the kinds of layers in order of
 creation with their shapes, and only where that leaves one way to do it. What two ways would fit is left to the caller's rules.
 
-Pure: no file, no Keras; the standard library only.
+What goes in and out is in `mapping`, layers as they are compared here in `units`. Pure: no file, no Keras; standard library only.
 """
 
 from __future__ import annotations
@@ -13,165 +13,24 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from transferkit.errors import did_you_mean, shorten
-from transferkit.weights.names import canonical, covers, creation_number, direction_of, is_automatic, kind_of, split_name
+from transferkit.weights.mapping import FileArray, Match, ModelVariable, Pair, Rules
+from transferkit.weights.names import canonical, covers, is_automatic, kind_of, listed, patterns_for, split_name
+from transferkit.weights.units import (
+    OTHER_WORDS,
+    Unit,
+    by_leaf,
+    nested,
+    same_creation_order,
+    same_own_names,
+    shapes_of,
+    told,
+    units_of,
+)
 
-__all__ = ["FileArray", "Match", "ModelVariable", "Pair", "Rules", "match"]
-
-
-@dataclass(frozen=True)
-class FileArray:
-    """One array of a file as matching sees it.
-
-    Args:
-        name: Its name in the file.
-        shape: Its shape in the file.
-        path: The path of its layer, parts joined by `/`, as far as the file tells.
-        variable: Its name within the layer; a number where the file knows the order only.
-        kind: The class of its layer, or empty.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    path: str = ""
-    variable: str = ""
-    kind: str = ""
-
-
-@dataclass(frozen=True)
-class ModelVariable:
-    """One variable of a model as matching sees it.
-
-    Args:
-        name: Its path in the model, unique: `backbone/conv1/kernel`.
-        shape: Its shape.
-        path: The path of the layer that owns it: `backbone/conv1`.
-        variable: Its name within that layer: `kernel`.
-        kind: The class of that layer: `Conv2D`.
-        also: Its other paths, where layers are shared or weights are tied.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    path: str = ""
-    variable: str = ""
-    kind: str = ""
-    also: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What the caller asked for.
-
-    Args:
-        only: Patterns; variables of the model that match none of them are left alone.
-        skip: Patterns; variables of the model and arrays of the file that match one are left out.
-        skip_in_model: The same for the model's variables alone.
-        skip_in_file: The same for the file's arrays alone.
-        rename: Pairs of a regular expression and its replacement, applied to the file's names in order.
-        map: From a variable or a layer of the model to an array or a layer of the file.
-        by_order: Whether layers may be matched by their order alone.
-        words: What the file's framework calls a variable that Keras calls by the key.
-    """
-
-    only: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    skip_in_model: tuple[str, ...] = ()
-    skip_in_file: tuple[str, ...] = ()
-    rename: tuple[tuple[str, str], ...] = ()
-    map: Mapping[str, str] = field(default_factory=dict)
-    by_order: bool = False
-    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A variable and the array it takes.
-
-    Args:
-        target: The variable's name.
-        source: The array's name in the file.
-        how: `rule`, `name`, `path`, `structure` or `order`.
-    """
-
-    target: str
-    source: str
-    how: str
-
-
-@dataclass(frozen=True)
-class Match:
-    """The outcome.
-
-    Args:
-        pairs: What belongs together, in the model's order.
-        twins: Further arrays for a variable that has its own already, because the model ties what the file lists twice; their
-            content must be equal.
-        missing: Variables without an array, each with the reason.
-        unused: Arrays without a variable, each with the reason.
-        skipped: Variables a rule left out, each with the rule.
-        left_out: Arrays a rule left out, each with the rule.
-        undecided: The names among `missing` and `unused` that an ambiguity in `problems` speaks of already.
-        problems: What can't be decided or doesn't fit, as sentences.
-        notes: What the caller should know though nothing is wrong.
-        rules: The calls that would settle `missing` and `unused`.
-    """
-
-    pairs: tuple[Pair, ...]
-    twins: tuple[Pair, ...]
-    missing: Mapping[str, str]
-    unused: Mapping[str, str]
-    skipped: Mapping[str, str]
-    left_out: Mapping[str, str]
-    undecided: frozenset[str]
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
-    rules: tuple[str, ...]
-
-
-@dataclass
-class _Unit:
-    """A layer that owns arrays or variables: its path, kind, and the entries by their name within the layer."""
-
-    path: str
-    kind: str
-    entries: dict[str, tuple[str, tuple[int, ...]]]  # variable -> (full name, shape)
-    index: int
-
-    @property
-    def leaf(self) -> str:
-        return canonical(self.path).rpartition("/")[2]
-
-    @property
-    def direction(self) -> str:
-        return direction_of(canonical(self.path))
-
-    @property
-    def automatic(self) -> bool:
-        """Whether nobody chose its name."""
-        return is_automatic(self.leaf, self.kind)
-
-    @property
-    def numbered(self) -> bool:
-        """Whether Keras made up any part of its path."""
-        return self.automatic or any(is_automatic(part) for part in canonical(self.path).split("/")[:-1])
-
-    @property
-    def positional(self) -> bool:
-        return all(variable.isdigit() for variable in self.entries)
-
-    @property
-    def container(self) -> tuple[str, ...]:
-        """The models and blocks around it whose names somebody chose."""
-        return tuple(part for part in canonical(self.path).split("/")[:-1] if not is_automatic(part))
-
-    def text(self) -> str:
-        shapes = ", ".join(f"{variable} {shape}" for variable, (_, shape) in self.entries.items())
-        return f"{self.path!r} ({shapes})"
-
+__all__ = ["match"]
 
 Fits = Callable[[FileArray, ModelVariable], bool]
 
@@ -224,7 +83,7 @@ class _Matching:
         self.why_unused: dict[str, str] = {}
         self.asks_order = False
         self.undecided: set[str] = set()
-        self.unsure: list[tuple[list[_Unit], list[_Unit]]] = []
+        self.unsure: list[tuple[list[Unit], list[Unit]]] = []
         self.names = {source.name: self._renamed(source) for source in sources}
 
     def run(self) -> Match:
@@ -315,8 +174,8 @@ class _Matching:
             if len(wanted) == 1 and len(given) == 1:
                 self._pair(wanted[0], given[0], "rule")
                 continue
-            to = _units([self.targets[n] for n in wanted])
-            of = _units([self._as_renamed(n) for n in given])
+            to = units_of([self.targets[n] for n in wanted])
+            of = units_of([self._as_renamed(n) for n in given])
             inner_to = {unit.path[len(target) :]: unit for unit in to}
             inner_of = {unit.path[len(source) :]: unit for unit in of}
             if set(inner_to) != set(inner_of) and len(to) == len(of) == 1:
@@ -331,13 +190,13 @@ class _Matching:
         path, variable = split_name(self.names[name])
         return FileArray(name, source.shape, path, variable, source.kind)
 
-    def _open_units(self) -> tuple[list[_Unit], list[_Unit]]:
+    def _open_units(self) -> tuple[list[Unit], list[Unit]]:
         return (
-            _units([self._as_renamed(name) for name in self._open_sources()]),
-            _units([self.targets[name] for name in self._open_targets()]),
+            units_of([self._as_renamed(name) for name in self._open_sources()]),
+            units_of([self.targets[name] for name in self._open_targets()]),
         )
 
-    def _entries(self, source: _Unit, target: _Unit) -> list[tuple[str, str]]:
+    def _entries(self, source: Unit, target: Unit) -> list[tuple[str, str]]:
         """Full names of the entries of two layers that belong together: by name, or by position where the file has no names."""
         if source.positional and not target.positional:
             if len(source.entries) != len(target.entries):
@@ -348,8 +207,8 @@ class _Matching:
         for variable, (name, _) in target.entries.items():
             words = (
                 *self.rules.words.get(variable, (variable,)),
-                *_OTHER_WORDS.get((kind_of(target.kind), variable), ()),
-                *_OTHER_WORDS.get(("", variable), ()),
+                *OTHER_WORDS.get((kind_of(target.kind), variable), ()),
+                *OTHER_WORDS.get(("", variable), ()),
             )
             for word in words:
                 if word in source.entries:
@@ -357,7 +216,7 @@ class _Matching:
                     break
         return found
 
-    def _join(self, source: _Unit, target: _Unit, how: str) -> bool:
+    def _join(self, source: Unit, target: Unit, how: str) -> bool:
         entries = self._entries(source, target)
         if source.positional and not target.positional and not entries:
             self.problems.append(
@@ -382,14 +241,14 @@ class _Matching:
             self._pair(t, s, how)
         return bool(entries)
 
-    def _positional_is_ambiguous(self, source: _Unit, target: _Unit) -> bool:
+    def _positional_is_ambiguous(self, source: Unit, target: Unit) -> bool:
         if not source.positional or target.positional or self.rules.by_order:
             return False
         return kind_of(target.kind) in ("batchnormalization", "layernormalization", "groupnormalization") and (
             len(target.entries) in (1, 3) if "batch" in kind_of(target.kind) else len(target.entries) == 1
         )
 
-    def _fitting(self, source: _Unit, target: _Unit) -> bool:
+    def _fitting(self, source: Unit, target: Unit) -> bool:
         """Whether two layers can belong together: kinds that agree where both are known, and each entry in its place."""
         if source.kind and target.kind and kind_of(source.kind) != kind_of(target.kind):
             return False
@@ -402,10 +261,10 @@ class _Matching:
 
     def _by_name(self) -> None:
         sources, targets = self._open_units()
-        by_path: dict[str, list[_Unit]] = defaultdict(list)
+        by_path: dict[str, list[Unit]] = defaultdict(list)
         for unit in sources:
             by_path[canonical(unit.path)].append(unit)
-        seen: dict[str, list[_Unit]] = defaultdict(list)
+        seen: dict[str, list[Unit]] = defaultdict(list)
         for unit in targets:
             seen[canonical(unit.path)].append(unit)
         for path, same in seen.items():
@@ -430,14 +289,14 @@ class _Matching:
     def _by_path(self) -> None:
         """Layers with the same chosen name, where one side has a model around them that the other hasn't."""
         sources, targets = self._open_units()
-        of, to = (_by_leaf(units) for units in (sources, targets))
+        of, to = (by_leaf(units) for units in (sources, targets))
         for leaf, here in to.items():
             there = of.get(leaf, [])
             candidates = [
                 (s, t)
                 for s in there
                 for t in here
-                if _nested(canonical(s.path), canonical(t.path))
+                if nested(canonical(s.path), canonical(t.path))
                 and not self._both_sided(s, t)
                 and (not (s.automatic or t.automatic) or self._fitting(s, t))
             ]
@@ -454,8 +313,8 @@ class _Matching:
     def _by_spelling(self) -> None:
         """Chosen names that differ in what joins their parts only: `layer1.0.conv1` is `layer1_0_conv1` in Keras."""
         sources, targets = self._open_units()
-        of: dict[str, list[_Unit]] = defaultdict(list)
-        to: dict[str, list[_Unit]] = defaultdict(list)
+        of: dict[str, list[Unit]] = defaultdict(list)
+        to: dict[str, list[Unit]] = defaultdict(list)
         for units, found in ((sources, of), (targets, to)):
             for unit in units:
                 if not unit.numbered:
@@ -464,17 +323,17 @@ class _Matching:
             if len(here) == len(of.get(name, ())) == 1:
                 self._join(of[name][0], here[0], "path")
 
-    def _may_join(self, source: _Unit, target: _Unit) -> bool:
+    def _may_join(self, source: Unit, target: Unit) -> bool:
         """Whether structure may decide: no two names that somebody chose contradict each other."""
         if self._both_sided(source, target):
             return False
         return source.automatic or target.automatic or source.leaf == target.leaf
 
-    def _both_sided(self, source: _Unit, target: _Unit) -> bool:
+    def _both_sided(self, source: Unit, target: Unit) -> bool:
         """Whether both lie in models that somebody named, and named differently: then the layers are not the same."""
         return bool(source.container) and bool(target.container) and source.container != target.container
 
-    def _ambiguous(self, sources: Sequence[_Unit], targets: Sequence[_Unit]) -> None:
+    def _ambiguous(self, sources: Sequence[Unit], targets: Sequence[Unit]) -> None:
         self.unsure.append((list(sources), list(targets)))
 
     def _say_unsure(self) -> None:
@@ -482,7 +341,7 @@ class _Matching:
         for sources, targets in self.unsure:
             of = [u for u in sources if not all(name in self.used for name, _ in u.entries.values())]
             to = [u for u in targets if not all(name in self.pairs for name, _ in u.entries.values())]
-            text = f"more than one way to match: in the file {_told(of)}; in the model {_told(to)}"
+            text = f"more than one way to match: in the file {told(of)}; in the model {told(to)}"
             if not of or not to or text in self.problems:
                 continue
             self.problems.append(text)
@@ -498,8 +357,8 @@ class _Matching:
 
     def _by_structure(self) -> None:
         sources, targets = self._open_units()
-        of: dict[tuple[str, ...], list[_Unit]] = defaultdict(list)
-        to: dict[tuple[str, ...], list[_Unit]] = defaultdict(list)
+        of: dict[tuple[str, ...], list[Unit]] = defaultdict(list)
+        to: dict[tuple[str, ...], list[Unit]] = defaultdict(list)
         for unit in sources:
             of[unit.container].append(unit)
         for unit in targets:
@@ -510,16 +369,16 @@ class _Matching:
         else:
             self._structure(sources, targets)
 
-    def _structure(self, sources: list[_Unit], targets: list[_Unit]) -> None:
+    def _structure(self, sources: list[Unit], targets: list[Unit]) -> None:
         whole = len(sources) == len(targets) and all(
             self._may_join(s, t) and self._fitting(s, t) for s, t in zip(sources, targets, strict=True)
         )
-        by_shapes: dict[tuple[Any, ...], list[tuple[_Unit, _Unit]]] = defaultdict(list)
+        by_shapes: dict[tuple[Any, ...], list[tuple[Unit, Unit]]] = defaultdict(list)
         if whole:
             for s, t in zip(sources, targets, strict=True):
-                by_shapes[t.direction, _shapes(t)].append((s, t))
+                by_shapes[t.direction, shapes_of(t)].append((s, t))
             for together in by_shapes.values():
-                if len(together) == 1 or _same_creation_order(together):
+                if len(together) == 1 or same_creation_order(together) or same_own_names(together):
                     for s, t in together:
                         self._join(s, t, "structure")
                 else:
@@ -528,8 +387,8 @@ class _Matching:
             return
         # Something is left over on one side: only layers that fit nothing else but each other are sure.
         fitting = [(s, t) for s in sources for t in targets if self._fitting(s, t)]
-        fits_of: dict[int, list[_Unit]] = defaultdict(list)
-        fits_to: dict[int, list[_Unit]] = defaultdict(list)
+        fits_of: dict[int, list[Unit]] = defaultdict(list)
+        fits_to: dict[int, list[Unit]] = defaultdict(list)
         for s, t in fitting:
             fits_of[id(s)].append(t)
             fits_to[id(t)].append(s)
@@ -546,10 +405,10 @@ class _Matching:
                 self._ambiguous([s], [t])
             else:
                 self._join(s, t, "structure")
-        unsure: dict[tuple[tuple[int, ...], ...], tuple[dict[int, _Unit], dict[int, _Unit]]] = {}
+        unsure: dict[tuple[tuple[int, ...], ...], tuple[dict[int, Unit], dict[int, Unit]]] = {}
         for s, t in fitting:
             if len(fits_of[id(s)]) > 1 or len(fits_to[id(t)]) > 1:
-                group = unsure.setdefault(_shapes(t), ({}, {}))
+                group = unsure.setdefault(shapes_of(t), ({}, {}))
                 group[0][id(s)] = s
                 group[1][id(t)] = t
         for here, there in unsure.values():
@@ -595,7 +454,7 @@ class _Matching:
             pairs = list(zip(sources, targets, strict=True))
         else:
             pairs = []
-            groups: dict[str, list[_Unit]] = defaultdict(list)
+            groups: dict[str, list[Unit]] = defaultdict(list)
             for unit in targets:
                 groups[kind_of(unit.kind)].append(unit)
             taken: set[int] = set()
@@ -669,12 +528,12 @@ class _Matching:
                 rules.append(f'.map({{"{there[0].path}": "{here[0].path}"}}) and so on, one entry for each')
         missing = {name: why for name, why in missing.items() if name not in self.undecided}
         unused = {name: why for name, why in unused.items() if name not in self.undecided}
-        to = _patterns(missing, [name for name in self.targets if name not in missing])
-        of = _patterns([self.names[n] for n in unused], [self.names[n] for n in self.sources if n not in unused])
+        to = patterns_for(missing, [name for name in self.targets if name not in missing])
+        of = patterns_for([self.names[n] for n in unused], [self.names[n] for n in self.sources if n not in unused])
         if to:
-            rules.append(f'.skip({_listed(to)}, of="model")')
+            rules.append(f'.skip({listed(to)}, of="model")')
         if of:
-            rules.append(f'.skip({_listed(of)}, of="file")')
+            rules.append(f'.skip({listed(of)}, of="file")')
         for t, s in self._renames(missing, unused):
             rules.append(f'.map({{"{t}": "{s}"}})')
         if self.asks_order and not self.rules.by_order:
@@ -682,92 +541,11 @@ class _Matching:
         return tuple(rules)
 
     def _renames(self, missing: Mapping[str, str], unused: Mapping[str, str]) -> list[tuple[str, str]]:
-        to = _units([self.targets[n] for n in missing])
-        of = _units([self._as_renamed(n) for n in unused])
+        to = units_of([self.targets[n] for n in missing])
+        of = units_of([self._as_renamed(n) for n in unused])
         found = []
         for t in to:
             fitting = [s for s in of if self._fitting(s, t)]
             if len(fitting) == 1 and sum(self._fitting(fitting[0], other) for other in to) == 1:
                 found.append((t.path, fitting[0].path))
         return found[:3]
-
-
-# Names that versions of Keras gave the same variable; (kind, variable) or ("", variable) for every kind.
-_OTHER_WORDS: Mapping[tuple[str, str], tuple[str, ...]] = {
-    ("", "kernel"): ("W", "weights"),
-    ("", "bias"): ("b", "biases"),
-    ("", "alpha"): ("alphas",),
-    ("", "embeddings"): ("W",),
-    ("", "moving_mean"): ("running_mean",),
-    ("", "moving_variance"): ("running_std",),  # Keras 1 called the variance so
-    ("", "recurrent_kernel"): ("U",),
-    ("highway", "carry_kernel"): ("W_carry",),
-    ("highway", "carry_bias"): ("b_carry",),
-    ("depthwiseconv1d", "kernel"): ("depthwise_kernel",),
-    ("depthwiseconv2d", "kernel"): ("depthwise_kernel",),
-}
-
-
-def _units(entries: Sequence[FileArray] | Sequence[ModelVariable]) -> list[_Unit]:
-    units: dict[str, _Unit] = {}
-    for entry in entries:
-        unit = units.setdefault(entry.path, _Unit(entry.path, entry.kind, {}, len(units)))
-        variable = entry.variable
-        while variable in unit.entries:
-            variable += "'"
-        unit.entries[variable] = (entry.name, entry.shape)
-    return list(units.values())
-
-
-def _by_leaf(units: Sequence[_Unit]) -> dict[str, list[_Unit]]:
-    """The layers by the innermost part of their path that somebody named."""
-    found: dict[str, list[_Unit]] = defaultdict(list)
-    for unit in units:
-        if chosen := _chosen(unit.path):
-            found[chosen[-1]].append(unit)
-    return found
-
-
-def _nested(one: str, other: str) -> bool:
-    return one.endswith(f"/{other}") or other.endswith(f"/{one}") or one == other or _chosen(one) == _chosen(other)
-
-
-def _chosen(path: str) -> tuple[str, ...]:
-    """The parts of a path that somebody named."""
-    return tuple(part for part in path.split("/") if not is_automatic(part))
-
-
-def _told(units: Sequence[_Unit], most: int = 6) -> str:
-    shown = ", ".join(unit.text() for unit in units[:most])
-    return shown if len(units) <= most else f"{shown} and {len(units) - most} more"
-
-
-def _shapes(unit: _Unit) -> tuple[tuple[int, ...], ...]:
-    return tuple(shape for _, shape in unit.entries.values())
-
-
-def _same_creation_order(pairs: Sequence[tuple[_Unit, _Unit]]) -> bool:
-    """Whether layers of equal shapes, all named by Keras, were made in the same order on both sides."""
-    if not all(s.numbered and t.numbered for s, t in pairs):
-        return False
-    for side in (0, 1):
-        numbers = [creation_number(pair[side].path) for pair in pairs]
-        if numbers != sorted(numbers) or len(set(numbers)) < len(numbers):
-            return False
-    return True
-
-
-def _patterns(wanted: Iterable[str], others: Sequence[str]) -> list[str]:
-    """Patterns that cover the wanted names and none of the others: whole models or layers where possible."""
-    prefixes = {"/".join(name.split("/")[:end]) for name in others for end in range(1, name.count("/") + 1)}
-    found: dict[str, None] = {}
-    for name in wanted:
-        parts = name.split("/")
-        inner = ("/".join(parts[:end]) for end in range(1, len(parts)))
-        found[next((f"{prefix}/*" for prefix in inner if prefix not in prefixes), name)] = None
-    return list(found)
-
-
-def _listed(patterns: Sequence[str], most: int = 8) -> str:
-    shown = ", ".join(f'"{pattern}"' for pattern in patterns[:most])
-    return shown if len(patterns) <= most else f"{shown}, …"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "canonical",
@@ -12,6 +13,8 @@ __all__ = [
     "direction_of",
     "is_automatic",
     "kind_of",
+    "listed",
+    "patterns_for",
     "snake_case",
     "split_name",
 ]
@@ -122,3 +125,20 @@ def covers(pattern: str, name: str) -> bool:
         return True
     parts = name.split("/")
     return any(fnmatch.fnmatchcase("/".join(parts[:end]), pattern) for end in range(1, len(parts)))
+
+
+def patterns_for(wanted: Iterable[str], others: Sequence[str]) -> list[str]:
+    """Patterns that cover the wanted names and none of the others: whole models or layers where possible."""
+    prefixes = {"/".join(name.split("/")[:end]) for name in others for end in range(1, name.count("/") + 1)}
+    found: dict[str, None] = {}
+    for name in wanted:
+        parts = name.split("/")
+        inner = ("/".join(parts[:end]) for end in range(1, len(parts)))
+        found[next((f"{prefix}/*" for prefix in inner if prefix not in prefixes), name)] = None
+    return list(found)
+
+
+def listed(patterns: Sequence[str], most: int = 8) -> str:
+    """Patterns as a call has them, with dots in place of those past `most`."""
+    shown = ", ".join(f'"{pattern}"' for pattern in patterns[:most])
+    return shown if len(patterns) <= most else f"{shown}, …"

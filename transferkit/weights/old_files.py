@@ -18,7 +18,7 @@ import numpy as np
 
 from transferkit.errors import shorten
 from transferkit.weights.composing import Arranged, Array, Composed, arranged
-from transferkit.weights.matching import FileArray, ModelVariable
+from transferkit.weights.mapping import FileArray, ModelVariable
 from transferkit.weights.names import canonical, kind_of
 from transferkit.weights.old_layouts import convert_layer
 from transferkit.weights.readers.archive import Archive

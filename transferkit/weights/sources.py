@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from transferkit.weights.matching import FileArray
+from transferkit.weights.mapping import FileArray
 from transferkit.weights.names import kind_of
 from transferkit.weights.readers.archive import Archive
+from transferkit.weights.torch_layouts import is_torch_variable
 
 __all__ = ["configured_layers", "file_arrays", "looks_like_torch"]
 
@@ -50,7 +51,7 @@ def looks_like_torch(archive: Archive) -> bool:
     if archive.framework == "torch" or archive.format == "torch":
         return True
     return archive.format in ("safetensors", "npz") and any(
-        re.search(r"\.(weight|running_mean|running_var|num_batches_tracked)$", name) for name in archive.arrays
+        "." in name and is_torch_variable(name.rpartition(".")[2]) for name in archive.arrays
     )
 
 

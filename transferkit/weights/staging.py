@@ -19,12 +19,14 @@ from transferkit.weights.assigning import THREADS, Assignment, assign_all
 from transferkit.weights.composing import Arranged, arranged
 from transferkit.weights.differences import differences, torch_notes
 from transferkit.weights.digest import examined
-from transferkit.weights.matching import FileArray, Match, ModelVariable, Pair, Rules, match
+from transferkit.weights.mapping import FileArray, Match, ModelVariable, Pair, Rules
+from transferkit.weights.matching import match
 from transferkit.weights.names import kind_of
 from transferkit.weights.old_files import arranged_old_file
 from transferkit.weights.readers import Archive
 from transferkit.weights.report import LoadedTensor, LoadReport, by_layer_and_reason
 from transferkit.weights.sources import file_arrays, looks_like_torch
+from transferkit.weights.torch_layouts import arranged_torch
 from transferkit.weights.values import bad_values, dtype_problem, lossy_cast
 from transferkit.weights.variables import Slot, check_built, flattened_shapes, leaf_layers_of, slots_of, values_of
 
@@ -32,10 +34,11 @@ __all__ = ["TORCH_WORDS", "Staged", "Wishes"]
 
 # What PyTorch calls a variable that Keras calls by the key.
 TORCH_WORDS = {
-    "kernel": ("weight",),
+    "kernel": ("weight", "kernel"),
     "embeddings": ("weight",),
-    "gamma": ("weight",),
-    "beta": ("bias",),
+    "gamma": ("weight", "gamma"),
+    "beta": ("bias", "beta"),
+    "scale": ("weight",),
     "alpha": ("weight",),
     "moving_mean": ("running_mean",),
     "moving_variance": ("running_var",),
@@ -97,6 +100,8 @@ class Staged:
     def _arranged(self, archive: Archive) -> Arranged:
         """The file's arrays in the pieces in which Keras 3's layers keep theirs."""
         layout, sources, targets = self.wishes.layout, file_arrays(archive), [slot.info for slot in self.slots.values()]
+        if layout == "torch":
+            return arranged_torch(archive, sources, targets)
         if layout == "keras" or looks_like_torch(archive):
             return arranged(archive, sources, ())
         return arranged_old_file(archive, sources, targets, backend=layout)
@@ -317,6 +322,13 @@ class Staged:
         return {self.slots[p.target].layer: self.sources[p.source].path for p in self.found.pairs}
 
     def cause(self, report: LoadReport) -> str | None:
+        if self._layout_problems():
+            return None
+        if not self.found.pairs and not any(t.status == "skipped" for t in report.tensors):
+            return "nothing in the file fits any layer of the model: it is most likely the file of another model"
+        sizes = [t for t in report.tensors if t.status == "misfit" and t.source_shape != t.shape]
+        if len(sizes) > len(report.tensors) / 2:
+            return "most shapes differ: the file is that of a model of another size, or of another model"
         if report.missing and report.unused:
             return "the model has other layers, or other names, than the one that was saved"
         if report.missing:

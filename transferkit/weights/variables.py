@@ -17,7 +17,7 @@ import numpy as np
 from transferkit._keras import keras
 from transferkit.errors import ModelError, shorten
 from transferkit.weights.digest import digest_of
-from transferkit.weights.matching import ModelVariable
+from transferkit.weights.mapping import ModelVariable
 from transferkit.weights.names import covers
 
 __all__ = ["Slot", "check_built", "digests_of", "flattened_shapes", "leaf_layers_of", "slots_of", "values_of"]

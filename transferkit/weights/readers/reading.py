@@ -163,6 +163,13 @@ def _open_index(source: Source, limits: Limits, trusted: bool) -> Archive:
     elif "weightsManifest" in index:
         found = _reader("tfjs").read_tfjs(source, index, limits=limits)
     else:
+        if "class_name" in index and "config" in index:
+            raise WeightsFileError(
+                asked_of(source.path),
+                found="the configuration of a Keras model as JSON, which holds no weights",
+                cause="model.to_json() keeps the architecture alone; the weights are in a file of their own",
+                fix="give the weights file; open_model(weights, config=this_file) makes a model of the two",
+            )
         raise _unknown(source, f"JSON with {shorten(index)}, which is no index of weights")
     return found
 
