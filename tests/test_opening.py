@@ -292,6 +292,23 @@ def test_weights_and_configuration_of_two_runs_and_yaml(tmp_path: Path) -> None:
             open_model(whole, config=tmp_path / "bad.yaml")
 
 
+def test_models_without_a_name_within_a_sequential(tmp_path: Path) -> None:
+    """Keras 2.0 to 2.2.2 kept an autoencoder's two halves as lists of layers, and their weights under the names they had."""
+    halves = [
+        {"class_name": "Sequential", "config": [layer("Dense", f"dense_{i}", units=units, batch_input_shape=[None, inputs])]}
+        for i, units, inputs in ((1, 3, 4), (2, 4, 3))
+    ]
+    arrays = {f"sequential_{i}": {f"dense_{i}/kernel": rng.normal(size=shape), f"dense_{i}/bias": rng.normal(size=shape[1])}
+              for i, shape in ((1, (4, 3)), (2, (3, 4)))}  # fmt: skip
+    model = open_model(old_file(tmp_path / "old.h5", halves, arrays, version="2.0.9"))
+    x = rng.normal(size=(2, 4)).astype("float32")
+    expected = x.astype("float64")
+    for i in (1, 2):
+        own = arrays[f"sequential_{i}"]
+        expected = expected @ own[f"dense_{i}/kernel"] + own[f"dense_{i}/bias"]
+    np.testing.assert_allclose(model.predict(x, verbose=0), expected, atol=1e-5)
+
+
 def test_compiled_only_when_asked(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     model.compile(keras.optimizers.SGD(0.25), "mse", metrics=["mae"])

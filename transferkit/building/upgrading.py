@@ -190,6 +190,7 @@ def _sequential(context: Context, entry: Mapping[str, Any], content: Mapping[str
     if first.get("class_name") == "Merge":
         return _merged(context, entry, content)
     layers = [_layer(context, item) for item in listed]
+    _name_apart(layers)
     if layers and layers[0]["class_name"] != "InputLayer":
         built = entry.get("build_config")
         shape = input_shape_of(first) or content.get("build_input_shape")
@@ -197,6 +198,18 @@ def _sequential(context: Context, entry: Mapping[str, Any], content: Mapping[str
         if isinstance(shape, list) and "layers" not in layers[0]["config"]:
             layers.insert(0, _input(context, layers[0], shape, first))
     return _model(context, entry, content, "Sequential", layers=layers)
+
+
+def _name_apart(layers: Sequence[Config]) -> None:
+    """Gives models within a Sequential names of their own: one kept as a list of layers has none."""
+    taken: set[str] = set()
+    for plain in layers:
+        name, count = plain["name"], 0
+        while plain["name"] in taken and "layers" in plain["config"]:
+            count += 1
+            plain["name"] = f"{name}_{count}"
+            plain["config"]["name"] = plain["name"].replace("/", "_")
+        taken.add(plain["name"])
 
 
 def _input(context: Context, layer: Config, shape: Sequence[Any], said: Mapping[str, Any]) -> Config:

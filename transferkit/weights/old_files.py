@@ -98,7 +98,8 @@ def arranged_old_file(
     """
     generation = generation_of(archive, sources)
     trained_on = backend or _backend_of(archive, generation)
-    layers = _layers(archive, sources, {canonical(target.path): target.kind for target in targets})
+    kinds = {canonical(target.path): target.kind for target in targets}
+    layers = _layers(archive, sources, kinds) if generation < 3 else []
     spatial = [layer for layer in layers if layer.spatial and layer.class_name != "Conv1D"]
     first = {layer.channels_first for layer in spatial} - {None}
     common = first.pop() if len(first) == 1 else None
