@@ -142,3 +142,53 @@ def test_what_is_no_data_is_told(data: Any) -> None:
     with pytest.raises(errors.DataError) as caught:
         list(batches(data))
     assert "data comes as (x, y) of arrays, a tf.data.Dataset, a PyDataset or an iterable of batches" in str(caught.value)
+
+
+def test_data_sets_are_put_together_by_the_names_of_their_classes() -> None:
+    mine = tk.Data.arrays(X[:4], np.array([0, 1, 0, 1]), class_names=["cat", "dog"])
+    theirs = tk.Data.arrays(X[4:7], np.array([0, 1, 1]), class_names=["dog", "fox"])
+    both = tk.Data.concat(mine, theirs, mine)
+    assert both.class_names == ("cat", "dog", "fox")
+    assert both.labels.tolist() == [0, 1, 0, 1, 1, 2, 2, 0, 1, 0, 1]
+    assert rows_seen(both) == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3]
+    mixed = both.rows(np.array([9, 5, 0, 4, 5]))
+    assert (mixed.x[:, 0].tolist(), mixed.y.tolist()) == ([2, 5, 0, 4, 5], [0, 2, 0, 1, 2])
+    assert len(both) == 11
+    rest, part = both.split(0.3, seed=0)
+    assert sorted(rows_seen(rest) + rows_seen(part)) == sorted(rows_seen(both))
+
+
+def test_data_sets_that_do_not_go_together() -> None:
+    with pytest.raises(errors.DataError) as caught:
+        tk.Data.concat(
+            tk.Data.arrays(X, X[:, 0] % 2, class_names=["a", "b"]), tk.Data.arrays(np.zeros((3, 2)), sample_weight=np.ones(3))
+        )
+    assert caught.value.found == (
+        "class names on some and not on others",
+        "labels on some and not on others",
+        "sample weights on some and not on others",
+        "rows of different shapes: [(1,)], [(2,)]",
+    )
+
+
+def test_balanced_data_has_every_row_and_every_class_alike() -> None:
+    data = tk.Data.arrays(X, np.array([0] * 6 + [1] * 3 + [2]))
+    even = data.balanced(seed=0)
+    assert np.bincount(even.labels).tolist() == [6, 6, 6]
+    assert set(rows_seen(even)) == set(range(10))
+    assert rows_seen(even) == rows_seen(data.balanced(seed=0))
+    assert np.bincount(data.balanced(seed=0, each=4).labels).tolist() == [4, 4, 4]
+    weights = data.class_weights()
+    assert weights == {0: 10 / 18, 1: 10 / 9, 2: 10 / 3}
+    assert sum(weights[label] for label in data.labels.tolist()) == pytest.approx(10)
+    with pytest.raises(errors.DataError, match="rows without one class each"):
+        tk.Data.arrays(X, X[:, 0] / 3).balanced(seed=0)
+    with pytest.raises(errors.PlanError, match="each=0"):
+        data.balanced(seed=0, each=0)
+
+
+def test_mapped_data_is_read_through_the_function() -> None:
+    data = tk.Data.arrays(X, X[:, 0] % 2, sample_weight=np.ones(10)).map(lambda x: x * 10)
+    batch = data.take(np.array([2, 5])).rows(np.array([1, 0]))
+    assert (batch.x.tolist(), batch.y.tolist(), batch.sample_weight.tolist()) == ([[50], [20]], [1, 0], [1, 1])
+    assert data.fingerprint() != tk.Data.arrays(X, X[:, 0] % 2, sample_weight=np.ones(10)).fingerprint()

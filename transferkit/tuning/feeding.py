@@ -25,7 +25,14 @@ def epoch_order(rows: int, *, seed: int, epoch: int) -> np.ndarray[Any, np.dtype
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows)
 
 
-def ordered_dataset(data: Any, *, batch_size: int, order: Callable[[], np.ndarray[Any, Any]], counted: bool = True) -> Any:
+def ordered_dataset(
+    data: Any,
+    *,
+    batch_size: int,
+    order: Callable[[], np.ndarray[Any, Any]],
+    counted: bool = True,
+    failed: Callable[[BaseException], None] | None = None,
+) -> Any:
     """A `tf.data.Dataset` of batches in the order that `order()` gives each time it is gone over anew.
 
     Args:
@@ -33,6 +40,7 @@ def ordered_dataset(data: Any, *, batch_size: int, order: Callable[[], np.ndarra
         batch_size: Rows in a batch; the last may be smaller.
         order: Gives the row numbers; called at the start of each pass.
         counted: Whether each pass takes all rows, so that the data set can tell how many batches it has.
+        failed: Told of an error in reading rows, which TensorFlow puts into words of its own.
     """
     rows = len(data) if isinstance(data, Data) else row_count(data)
     steps = -(-rows // batch_size)
@@ -44,7 +52,7 @@ def ordered_dataset(data: Any, *, batch_size: int, order: Callable[[], np.ndarra
         return tf.data.Dataset.from_tensor_slices(indices).batch(batch_size)
 
     indices = tf.data.Dataset.from_generator(passes, output_signature=tf.TensorSpec((None,), tf.int64)).flat_map(cut)
-    dataset = _read_rows(indices, data) if isinstance(data, Data) else _gather_rows(indices, data)
+    dataset = _read_rows(indices, data, failed) if isinstance(data, Data) else _gather_rows(indices, data)
     options = tf.data.Options()
     # Rows must go to replicas as they come, not file by file: there are no files.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
@@ -65,13 +73,18 @@ def _gather_rows(indices: Any, parts: Any) -> Any:
     return tf.data.Dataset.zip((indices, held)).map(gather, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def _read_rows(indices: Any, data: Data) -> Any:
+def _read_rows(indices: Any, data: Data, failed: Callable[[BaseException], None] | None) -> Any:
     """Batches that `data` reads when they are asked for."""
     example = [part for part in data.rows(np.arange(1)) if part is not None]
     leaves = [_tensor(leaf) for leaf in tf.nest.flatten(example)]
 
     def read(index: np.ndarray[Any, Any]) -> list[Any]:
-        parts = [part for part in data.rows(index) if part is not None]
+        try:
+            parts = [part for part in data.rows(index) if part is not None]
+        except BaseException as error:
+            if failed is not None:
+                failed(error)
+            raise
         return [_tensor(leaf) for leaf in tf.nest.flatten(parts)]
 
     def shaped(index: Any) -> Any:
@@ -112,7 +125,9 @@ def first_rows(data: Any, *, name: str) -> tuple[Batch, Any]:
     if isinstance(data, Data):
         if len(data) == 0:
             raise empty
-        # The first rows stand for the inputs, which may have to be read from files; the labels are all there.
+        if data.in_memory:
+            return data.rows(np.arange(len(data))), data
+        # The first rows stand for the inputs, which have to be read from files; the labels are all there.
         return data.rows(np.arange(min(32, len(data))))._replace(y=data.labels), data
     if isinstance(data, keras.utils.PyDataset):
         if data.num_batches == 0:

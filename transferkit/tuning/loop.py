@@ -17,6 +17,7 @@ from transferkit.errors import TrainingError
 from transferkit.tuning.averaging import recalibrate_batch_norm
 from transferkit.tuning.caching import Cache
 from transferkit.tuning.callbacks import Progress
+from transferkit.tuning.checking import BatchChecks
 from transferkit.tuning.epochs import run_epochs
 from transferkit.tuning.feeding import epoch_order, ordered_dataset
 from transferkit.tuning.objectives import Objective
@@ -49,6 +50,7 @@ class Job:
         validation_steps: As `fit` takes it.
         verbose: As `fit` takes it.
         cache: Whether frozen layers are computed once: True, False, a folder, or None for what pays.
+        checks: Looks at each batch that isn't in memory.
     """
 
     data: Any
@@ -66,6 +68,7 @@ class Job:
     validation_steps: int | None = None
     verbose: Any = "auto"
     cache: bool | str | None = None
+    checks: BatchChecks | None = None
 
 
 @dataclass
@@ -147,6 +150,7 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
         targets=job.targets,
         class_weight=job.class_weight,
         steps_per_epoch=job.steps_per_epoch,
+        checks=job.checks,
     )
     validation = job.validation
     if isinstance(validation, Data) or is_arrays(validation):

@@ -20,6 +20,7 @@ import numpy as np
 from transferkit._keras import keras, tf
 from transferkit.data import Data, is_arrays, row_count
 from transferkit.errors import DataError
+from transferkit.tuning.checking import BatchChecks
 from transferkit.tuning.feeding import ListedBatches, epoch_order, ordered_dataset
 
 __all__ = ["FullSteps", "Stream"]
@@ -35,14 +36,24 @@ class Stream:
         targets: What is done to the batches.
         class_weight: Class → weight, or None.
         steps_per_epoch: Batches in an epoch, where it isn't one pass over the data.
+        checks: Looks at each batch; not at rows in memory, which were looked at as a whole.
     """
 
     def __init__(
-        self, data: Any, *, batch_size: int, seed: int, targets: Any, class_weight: Any = None, steps_per_epoch: int | None = None
+        self,
+        data: Any,
+        *,
+        batch_size: int,
+        seed: int,
+        targets: Any,
+        class_weight: Any = None,
+        steps_per_epoch: int | None = None,
+        checks: BatchChecks | None = None,
     ) -> None:
         self._data, self._size, self._seed = data, batch_size, seed
         self._targets, self._weight = targets, class_weight
         self._given_steps = steps_per_epoch
+        self._checks = checks
         self._first = 0
         self._whole: Any = None
         #: The pass it is in, and how many batches of it were taken.
@@ -51,6 +62,8 @@ class Stream:
         self.opened, self.ended = 0, 0
         self._failure: BaseException | None = None
         self._rows = isinstance(data, Data) or is_arrays(data)
+        #: Whether it can be gone over once only.
+        self.once = hasattr(data, "__next__")
         #: Batches in one pass, or None where that can't be told.
         self.batches = _batches(data, batch_size)
         #: Batches in one epoch, or None where that can't be told.
@@ -61,6 +74,7 @@ class Stream:
     def open(self, number: int, first: int = 0) -> Any:
         """The batches of pass `number` from `first` on, as a data set; to be gone over before the next is opened."""
         self.number, self._first = number, first
+        self._failure = None  # what fails is read some batches ahead of the step that asks for it
         self.opened += 1
         if first and isinstance(self._data, tf.data.Dataset):
             return self._made(first)
@@ -81,9 +95,9 @@ class Stream:
     def _made(self, first: int) -> Any:
         data = self._data
         if self._rows:
-            dataset = ordered_dataset(data, batch_size=self._size, order=self._order, counted=False)
+            dataset = ordered_dataset(data, batch_size=self._size, order=self._order, counted=False, failed=self._failed)
         elif isinstance(data, tf.data.Dataset):
-            dataset = data.skip(first) if first else data
+            dataset = self._looked_at(data.skip(first) if first else data, first)
         else:
             dataset = self._generated()
         dataset = self._targets.training(dataset, seed=self._seed, epoch=lambda: self.number, start=lambda: self._first)
@@ -96,13 +110,30 @@ class Stream:
     @contextlib.contextmanager
     def failing(self) -> Iterator[None]:
         """Gives an error of the user's data as it was raised, not as TensorFlow words it."""
-        self._failure = None
         try:
             yield
-        except tf.errors.OpError:
-            if self._failure is not None:
-                raise self._failure from None
-            raise
+        except tf.errors.OpError as error:
+            told = self._checks.told_by(error, self.number) if self._checks is not None else None
+            if self._failure is None and told is None:
+                raise
+            raise (self._failure or told or error) from None
+
+    def _failed(self, error: BaseException) -> None:
+        self._failure = error
+
+    def _looked_at(self, dataset: Any, first: int) -> Any:
+        """The batches of a data set of TensorFlow's, each looked at as it passes."""
+        checks = self._checks
+        if checks is None:
+            return dataset
+
+        def passing(number: Any, item: Any) -> Any:
+            parts = item if isinstance(item, tuple) else (item,)
+            with tf.control_dependencies(checks.in_graph(parts, number + first)):
+                return tf.nest.map_structure(tf.identity, item)
+
+        # A few ahead of the step, so that it doesn't wait.
+        return dataset.enumerate().map(passing).prefetch(tf.data.AUTOTUNE)
 
     # -- data that Python gives batch by batch
 
@@ -112,15 +143,30 @@ class Stream:
 
         def batches() -> Iterator[Any]:
             try:
-                for number, item in enumerate(self._items(), self._first):
-                    yield _as_spec(_standard(item), spec, number, self.number)
+                for number, item in enumerate(self._read(), self._first):
+                    item = _standard(item)
+                    if self._checks is not None:
+                        self._checks.batch(item, number, self.number)
+                    yield _as_spec(item, spec, number, self.number)
             except BaseException as error:
                 self._failure = error
                 raise
 
         dataset = tf.data.Dataset.from_generator(batches, output_signature=spec)
-        once = hasattr(self._data, "__next__")
-        return dataset if once else dataset.prefetch(tf.data.AUTOTUNE)
+        return dataset if self.once else dataset.prefetch(tf.data.AUTOTUNE)
+
+    def _read(self) -> Iterator[Any]:
+        """The batches; an error of the user's code says which one it came from."""
+        number = self._first - 1
+        try:
+            for number, item in enumerate(self._items(), self._first):  # noqa: B007 -- told where reading fails
+                yield item
+        except Exception as error:
+            raise DataError(
+                f"Reading batch {number + 1} of pass {self.number} over the training data.",
+                found=f"the data raised {type(error).__name__}: {error}",
+                fix="mend the data; its own error stands above this one",
+            ) from error
 
     def _items(self) -> Iterator[Any]:
         data = self._data
@@ -391,6 +437,12 @@ class FullSteps:
             except (StopIteration, tf.errors.OutOfRangeError):
                 if self._known is None:
                     self._known = step
+                elif stream.once:
+                    raise DataError(
+                        f"Training on {self._known} batches in each epoch.",
+                        found=f"a generator that ended after {step} batches of epoch {epoch + 1}",
+                        fix="give one without an end, or fewer epochs or steps_per_epoch",
+                    ) from None
                 else:
                     _warn_short(step, epoch)
                     self._end_pass()

@@ -17,6 +17,7 @@ from transferkit.errors import DataError, ModelError, PlanError, did_you_mean
 from transferkit.placement import Placement
 from transferkit.tuning.caching import planned_split
 from transferkit.tuning.callbacks import TensorBoardLogs
+from transferkit.tuning.checking import BatchChecks, check_classes
 from transferkit.tuning.costs import cost_of
 from transferkit.tuning.defaults import default_plan, explanation
 from transferkit.tuning.describing import Description, PhaseDescription
@@ -233,7 +234,12 @@ class FineTuner(TuningSteps):
         if validation_data is not None:
             val_batch, validation_data = first_rows(validation_data, name="validation data")
             check_inputs(val_batch, model, heads, name="validation data")
+        check_classes(data, validation_data)
         objective = self.objective(model, batch.y)
+        checks = BatchChecks(objective, heads)
+        checks.whole(batch, name="training data")
+        if validation_data is not None:
+            checks.whole(val_batch, name="validation data")
         self._check_monitors(validation_data, objective)
         settings = self._settings()
         settings.check(self.make_optimizer(None), plans)
@@ -255,6 +261,7 @@ class FineTuner(TuningSteps):
             validation_steps=validation_steps,
             verbose=verbose,
             cache=self._cache(),
+            checks=checks,
         )
         if given_seed:
             keras.utils.set_random_seed(seed % 2**32)
