@@ -212,6 +212,12 @@ def test_weights_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
         open_model(path)
 
 
+def test_a_model_saved_before_it_had_weights(tmp_path: Path) -> None:
+    config = [layer("Dense", "dense", units=3, batch_input_shape=[None, 4])]
+    with pytest.raises(WeightsError, match="no weights at all in the file, for a model that has 2"):
+        open_model(old_file(tmp_path / "empty.h5", config, {}, version="2.2.4"))
+
+
 def test_weights_alone_say_so_and_open_with_their_json(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     model.save_weights(tmp_path / "only.weights.h5")

@@ -169,6 +169,13 @@ def restore(rebuilt: Rebuilt, archive: Archive, *, generation: int, backend: str
         restorer.problems.append(f"{len(unused)} arrays of the file belong to no layer: {shorten(unused)}")
     if restorer.problems:
         shown = restorer.problems[:20]
+        if not archive.arrays:
+            raise WeightsError(
+                f"Opening {archive.path!r}.",
+                found=[f"no weights at all in the file, for a model that has {len(weights_of(rebuilt.model))}"],
+                cause="the model was saved before it had any: it wasn't called on data, nor told its input's shape",
+                fix="call the model on data once, and save it again",
+            )
         raise WeightsError(
             f"Opening {archive.path!r}.",
             found=[*shown, f"and {len(restorer.problems) - 20} more"] if len(restorer.problems) > 20 else shown,
