@@ -203,7 +203,7 @@ def test_lengths_that_vary_from_batch_to_batch() -> None:
     with pytest.raises(DataError) as caught:
         Evaluator("accuracy").run(model, (data[0][0], (data[0][1], data[0][1])))
     assert str(caught.value) == (
-        "Evaluating a model.\n"
+        f"Computing accuracy of the model {model.name!r}.\n"
         "  found: labels in 2 parts for one output\n"
         "  likely cause: labels of a model with several outputs\n"
         "  to fix it: give one array of labels"
@@ -277,18 +277,111 @@ def test_weights_that_are_not_finite_are_said(x: NDArray[np.float32]) -> None:
     with pytest.raises(EvaluationError) as caught:
         Evaluator("accuracy").run(model, (x, labels("sparse")))
     assert str(caught.value) == (
-        "Evaluating a model.\n"
+        f"Computing accuracy of the model {model.name!r}.\n"
         "  found: predictions that aren't finite in 32 of 32 rows of a batch, the first in row 0\n"
         "  likely cause: weights that aren't finite, since the inputs are\n"
         "  to fix it: look for NaN in model.get_weights(), or load weights from before the training diverged"
     )
 
 
-def test_a_compiled_loss_that_takes_logits_for_probabilities(x: NDArray[np.float32]) -> None:
-    model = network(3, None)
+def refusal(metric: str, model: Any, data: Any) -> str:
+    with pytest.raises((EvaluationError, DataError)) as caught:
+        Evaluator(metric).run(model, data)
+    return str(caught.value).replace(repr(model.name), "'net'")
+
+
+def test_a_compiled_loss_that_takes_logits_for_probabilities() -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, kernel_initializer="identity")])
     model.compile(loss="sparse_categorical_crossentropy")
-    with pytest.raises(EvaluationError, match="logits are taken for probabilities"):
-        Evaluator("accuracy").run(model, (x, labels("sparse")))
+    assert refusal("auc", model, (np.array([[2.0, -1.0], [0.5, 3.0]], "float32"), np.array([0, 1]))) == (
+        "Computing auc of the model 'net'.\n"
+        "  found: predictions between -1 and 3, where probabilities lie in 0 … 1\n"
+        "  likely cause: logits are taken for probabilities: the head has no softmax or sigmoid\n"
+        "  to fix it: compile with a loss of from_logits=True, give the head its activation, or pass probabilities"
+    )
+
+
+def test_sigmoids_where_classes_exclude_each_other() -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, "sigmoid", kernel_initializer="identity")])
+    model.compile(loss="sparse_categorical_crossentropy")
+    assert refusal("log_loss", model, (np.tile(np.array([0, 1], "float32"), (3, 1)), np.array([0, 1, 0]))) == (
+        "Computing log_loss of the model 'net'.\n"
+        "  found: 3 of 3 rows of probabilities don't sum to one (row 0 sums to 1.231)\n"
+        "  likely cause: sigmoids instead of a softmax, or probabilities that were cut or changed afterwards\n"
+        "  to fix it: use a softmax for classes that exclude each other; give zeros and ones (n, k) as labels where they don't"
+    )
+
+
+def test_one_class_and_a_metric_of_another_task(x: NDArray[np.float32]) -> None:
+    assert refusal("auc", network(3, "softmax"), (x, np.zeros(ROWS, int))) == (
+        "Computing auc.\n"
+        "  found: one class only ('0')\n"
+        "  likely cause: a test set sorted by class and cut, or a slice of one class\n"
+        "  to fix it: shuffle before splitting, or give rows of at least two classes"
+    )
+    assert refusal("auc", network(1, None), (x, labels("quantity"))) == (
+        "Computing auc.\n"
+        "  found: a regression task; auc is for binary and multiclass and multilabel\n"
+        "  to fix it: choose among mae, mse, rmse, mape, msle, bias, r2, explained_variance, max_error"
+    )
+    assert refusal("mae", network(3, "softmax"), (x, labels("sparse"))).startswith(
+        "Computing mae.\n  found: a multiclass task; mae is for regression\n  to fix it: choose among accuracy, "
+    )
+
+
+def test_labels_outside_the_head(x: NDArray[np.float32]) -> None:
+    model = network(3, "softmax")
+    model.compile(loss="sparse_categorical_crossentropy")
+    assert refusal("accuracy", model, (x, labels("sparse") + 1)) == (
+        "Computing accuracy of the model 'net'.\n"
+        f"  found: {int((labels('sparse') == 2).sum())} of 75 labels outside the head (3); 3 units take 0 to 2\n"
+        "  likely cause: labels that start at 1, or classes the head wasn't trained for\n"
+        "  to fix it: let labels start at 0, and give the head one unit for each class"
+    )
+
+
+def test_rows_without_a_batch_and_of_another_shape(x: NDArray[np.float32]) -> None:
+    y = labels("sparse")
+    assert refusal("accuracy", network(3, "softmax"), tf.data.Dataset.from_tensor_slices((x, y))) == (
+        "Computing accuracy of the model 'net'.\n"
+        "  found: one row of shape (5,) at a time, without an axis for the batch\n"
+        "  to fix it: put rows into batches: dataset.batch(32)"
+    )
+    assert refusal("accuracy", network(3, "softmax"), (x[:, :4], y)) == (
+        "Computing accuracy of the model 'net'.\n"
+        "  found: rows of shape (4,), where the model takes (5,)\n"
+        "  to fix it: bring the inputs to the model's shape"
+    )
+
+
+def test_inputs_and_labels_by_name_shuffled_and_from_several_workers(x: NDArray[np.float32]) -> None:
+    """A dict of inputs, several outputs, weights for each, from tf.data in another order each time and from a PyDataset."""
+    given = {"a": keras.Input((5,), name="a"), "b": keras.Input((5,), name="b")}
+    both = keras.layers.Concatenate()([given["a"], given["b"]])
+    outputs = {
+        "kind": keras.layers.Dense(3, activation="softmax", name="kind")(both),
+        "size": keras.layers.Dense(1, name="size")(both),
+    }
+    model = keras.Model(given, outputs)
+    inputs = {"a": x, "b": x[::-1].copy()}
+    y = {"kind": labels("sparse"), "size": labels("quantity")}
+    w = {name: np.random.default_rng(3).random(ROWS).astype("float32") for name in y}
+
+    class Workers(keras.utils.PyDataset):  # type: ignore[misc, unused-ignore]
+        def __len__(self) -> int:
+            return 5
+
+        def __getitem__(self, i: int) -> Any:
+            part = slice(i * 15, i * 15 + 15)
+            return tuple({name: value[part] for name, value in one.items()} for one in (inputs, y, w))
+
+    plan = Evaluator("accuracy", "auc", "log_loss")
+    first = plan.run(model, (inputs, y, w), output="kind")
+    shuffled = tf.data.Dataset.from_tensor_slices((inputs, y, w)).shuffle(ROWS).batch(7)
+    for data in (shuffled, shuffled, Workers(workers=2)):
+        other = plan.run(model, data, output="kind")
+        for name in first:
+            assert float(other[name]) == pytest.approx(float(first[name]), abs=1e-6)
 
 
 def test_a_missing_class_is_said(x: NDArray[np.float32]) -> None:
@@ -496,10 +589,33 @@ def test_without_pandas_the_extra_is_named(digits: Digits, monkeypatch: pytest.M
     )
 
 
-def test_a_pandas_frame(digits: Digits) -> None:
+def every_result(good: Evaluation, bad: Evaluation) -> list[Any]:
+    return [
+        good, good.per_class(), good.confusion(), bad.mistakes(), bad.label_suspects(), good.reliability(), good.temperature(),
+        good.compare(bad), good.slices(np.arange(len(good.rows)) % 2), good.transfer_gain(scratch=bad, before=bad),
+    ]  # fmt: skip
+
+
+def test_every_result_is_a_table_a_page_json_and_records(digits: Digits) -> None:
+    *_, good, bad = digits
+    for result in every_result(good, bad):
+        assert str(result) == str(result.table())
+        assert result._repr_html_().startswith("<div>")
+        assert isinstance(json.loads(result.to_json()), dict)
+        records = result.records()
+        assert records
+        assert all(list(record) == list(records[0]) for record in records)
+        json.dumps(records)
+    assert good.records()[0]["value"] == float(good["accuracy"])
+    assert {record["against"] for record in good.transfer_gain(scratch=bad, before=bad).records()} == {"from scratch", "before"}
+
+
+def test_pandas_frames(digits: Digits) -> None:
     pytest.importorskip("pandas")
-    *_, good, _ = digits
-    assert good.to_frame().loc["accuracy", "value"] == float(good["accuracy"])
+    *_, good, bad = digits
+    for result in every_result(good, bad):
+        assert len(result.to_frame()) == len(result.records())
+    assert good.to_frame().set_index("metric").loc["accuracy", "value"] == float(good["accuracy"])
 
 
 def test_a_loss_function_that_takes_the_mean_itself_gives_keras_loss_without_an_interval() -> None:

@@ -78,7 +78,7 @@ def test_many_classes_are_thinned_out() -> None:
     ax = plots.roc(evaluation("multiclass", 20))
     legend = ax.get_legend()
     assert legend is not None
-    assert legend.get_title().get_text() == "the 3 lowest and 3 highest of 20 classes"
+    assert legend.get_title().get_text() == "area,\n3 lowest and 3 highest of 20"
     assert len(legend.get_texts()) == 6
 
 

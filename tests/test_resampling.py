@@ -14,7 +14,8 @@ from transferkit.evaluation.comparing import delong_test, mcnemar
 from transferkit.evaluation.estimating import Uncertainty, estimate
 from transferkit.evaluation.folds import folds, nadeau_bengio
 from transferkit.evaluation.intervals import delong_interval, mean_interval, t_quantile, wilson
-from transferkit.evaluation.metrics import Mean, statistic_of
+from transferkit.evaluation.means import Mean
+from transferkit.evaluation.metrics import statistic_of
 from transferkit.evaluation.resampling import (
     Method,
     Sampling,

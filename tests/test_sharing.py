@@ -45,7 +45,7 @@ def _computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         found.append(len(data))
         return real(prefix, data, **settings)
 
-    monkeypatch.setattr("transferkit.tuning.caching.compute", told)
+    monkeypatch.setattr("transferkit.tuning.sharing.compute", told)
     return found
 
 

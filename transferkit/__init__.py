@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transferkit.building.opening import OpenReport as OpenReport
     from transferkit.building.opening import explain_model as explain_model
     from transferkit.building.opening import open_model as open_model
+    from transferkit.building.pca import PCA as PCA
     from transferkit.building.saving import save_model as save_model
     from transferkit.data import Data as Data
     from transferkit.evaluation.evaluator import Evaluator as Evaluator
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from transferkit.placement import Placement as Placement
     from transferkit.recipe import Recipe as Recipe
     from transferkit.selection.cross_validation import cross_validate as cross_validate
+    from transferkit.selection.ranking import rank as rank
     from transferkit.tuning.averaging import greedy_soup as greedy_soup
     from transferkit.tuning.averaging import wise_ft as wise_ft
     from transferkit.tuning.layers import Layers as Layers
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from transferkit.weights.writing import convert_weights as convert_weights
 
 __all__ = [
+    "PCA",
     "Data",
     "Evaluation",
     "Evaluator",
@@ -67,6 +70,7 @@ __all__ = [
     "inspect_weights",
     "open_archive",
     "open_model",
+    "rank",
     "save_model",
     "save_weights",
     "wise_ft",
@@ -86,6 +90,7 @@ _HOMES: Final[dict[str, str]] = {
     "LoadReport": "transferkit.weights.report",
     "ModelBuilder": "transferkit.building.builder",
     "OpenReport": "transferkit.building.opening",
+    "PCA": "transferkit.building.pca",
     "Placement": "transferkit.placement",
     "Recipe": "transferkit.recipe",
     "Run": "transferkit.tuning.run",
@@ -100,6 +105,7 @@ _HOMES: Final[dict[str, str]] = {
     "inspect_weights": "transferkit.weights.inspection",
     "open_archive": "transferkit.weights.readers.reading",
     "open_model": "transferkit.building.opening",
+    "rank": "transferkit.selection.ranking",
     "save_model": "transferkit.building.saving",
     "save_weights": "transferkit.weights.saving",
     "wise_ft": "transferkit.tuning.averaging",

@@ -1,4 +1,4 @@
-"""Tables as results print them: aligned text for a terminal, HTML for a notebook. Standard library only."""
+"""Tables as results print them: aligned text for a terminal, HTML for a notebook. Standard library only, and pandas on demand."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from transferkit.errors import MissingExtraError
 
 __all__ = ["Table", "Tabular"]
 
@@ -67,7 +69,7 @@ class Table:
 
 
 class Tabular(abc.ABC):
-    """A result that prints as a table: as text in a terminal, as HTML in a notebook; and gives its figures as JSON."""
+    """A result that prints as a table: text in a terminal, HTML in a notebook; and gives its figures as JSON and to pandas."""
 
     @abc.abstractmethod
     def table(self) -> Table:
@@ -86,6 +88,23 @@ class Tabular(abc.ABC):
     def to_json(self) -> str:
         """`to_dict` as JSON text; what isn't a finite number is null."""
         return json.dumps(_finite_or_none(self.to_dict()), indent=1)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows of the table as dicts. Results that have figures give them as numbers, others the table's words."""
+        names = [column.lstrip(">") for column in self.table().columns]
+        return [dict(zip(names, row, strict=True)) for row in self.table().rows]
+
+    def to_frame(self) -> Any:
+        """`records` as a pandas frame.
+
+        Raises:
+            MissingExtraError: when pandas isn't installed.
+        """
+        try:
+            import pandas  # type: ignore[import-untyped, unused-ignore]
+        except ImportError as error:
+            raise MissingExtraError.of(f"{type(self).__name__}.to_frame", package="pandas", extra="tables") from error
+        return pandas.DataFrame(self.records())
 
 
 def _finite_or_none(value: Any) -> Any:

@@ -19,11 +19,13 @@ from transferkit._objects import FunctionReference, HeldModel, as_value
 from transferkit._plan import Plan, steps_named
 from transferkit.building.builder import ModelBuilder
 from transferkit.building.heads import leaf_layers
+from transferkit.building.pca import PCA
 from transferkit.data import batches
-from transferkit.errors import ModelError, PlanError, did_you_mean
+from transferkit.errors import ModelError, PlanError, did_you_mean, shorten
 from transferkit.evaluation.evaluator import Evaluator
 from transferkit.evaluation.report import Evaluation
 from transferkit.placement import Placement
+from transferkit.tuning.fronts import outputs_of
 from transferkit.tuning.run import Run
 from transferkit.tuning.tuner import FineTuner
 from transferkit.weights.loader import WeightLoader
@@ -111,13 +113,13 @@ class Recipe(Plan):
         self._begin(model=value, loader=loader, tuner=tuner, evaluator=evaluator)
 
     def adapt(self, *names: str) -> Self:
-        """Lets layers learn from the training rows before anything trains: Normalization its mean, TextVectorization its words.
+        """Lets layers learn from the training rows before anything trains: Normalization its mean, `PCA` its directions.
 
         Done anew in each run, on that run's training rows only, so that in cross-validation nothing is learned from the rows it
-        is judged on. The layers must stand directly behind the model's input.
+        is judged on. A layer learns from what the layers before it give, so these mustn't train in any phase.
 
         Args:
-            names: The layers' names.
+            names: The layers' names, in the order in which they adapt.
         """
         if not names:
             raise PlanError("Recipe.adapt was called.", found="no layer", fix='.adapt("normalization")')
@@ -162,7 +164,8 @@ class Recipe(Plan):
         report = None if loader is None else loader.load(model)
         for step in steps_named(self, ["adapt"]):
             for name in step.positional:
-                _adapt(model, name, data, batch_size=batch_size)
+                _adapt(model, name, data, tuner=self.tuner, batch_size=batch_size)
+        _check_adapted(model)
         return model, report
 
     def run(
@@ -210,25 +213,64 @@ class Recipe(Plan):
         return Result(model=model, run=run, load=report, evaluation=evaluation)
 
 
-def _adapt(model: Any, name: str, data: Any, *, batch_size: int) -> None:
-    """Adapts the layer of that name to the rows of `data`."""
+def _adapt(model: Any, name: str, data: Any, *, tuner: FineTuner, batch_size: int) -> None:
+    """Adapts the layer of that name to the rows of `data`, as they come out of the layers before it."""
+    asked = f"Adapting the layer {name!r} of the model {model.name!r}."
     layers = {path.rpartition("/")[2]: layer for path, layer in leaf_layers(model)}
     able = [key for key, layer in layers.items() if hasattr(layer, "adapt")]
     if name not in able:
         what = "a layer without an `adapt` method" if name in layers else "no layer of that name"
         raise ModelError(
-            f"Adapting the layer {name!r} of the model {model.name!r}.",
+            asked,
             found=f"{what}{did_you_mean(name, able)}",
             fix=f"the layers that adapt are {', '.join(map(repr, able)) or 'none'}",
         )
     layer = layers[name]
-    position = next((index for index, tensor in enumerate(model.inputs) if layer.input is tensor), None)
-    if position is None:
+    front = _front(model, layer, asked)
+    if front is None:
+        position = next(index for index, tensor in enumerate(model.inputs) if layer.input is tensor)
+        rows = np.concatenate([tf.nest.flatten(batch.x)[position] for batch in batches(data, batch_size=batch_size)])
+    else:
+        moving = _trained_in(front, model, tuner)
+        if moving:
+            raise ModelError(
+                asked,
+                found=f"layers before it that train: {shorten(moving)}",
+                cause="it would learn from values that training then changes",
+                fix="freeze them in every phase, as in .phase(..., train=tk.Layers.head()); or put it directly behind an input",
+            )
+        rows = outputs_of(front, data, batch_size=batch_size)
+    layer.adapt(rows)
+
+
+def _front(model: Any, layer: Any, asked: str) -> Any:
+    """The part of the model that gives the layer its input; None where that is an input of the model."""
+    try:
+        if any(layer.input is tensor for tensor in model.inputs):
+            return None
+        return keras.Model(model.inputs[0] if isinstance(model, keras.Sequential) else model.input, layer.input)
+    except (AttributeError, TypeError, ValueError) as error:
         raise ModelError(
-            f"Adapting the layer {name!r} of the model {model.name!r}.",
-            found="layers between the model's input and this one",
-            cause="it would have to learn from values that the layers before it give, which may train",
-            fix="put it directly behind an input",
+            asked,
+            found="no way from the model's inputs to this layer that could be followed",
+            cause="it lies within a nested or subclassed model, or is used more than once",
+            fix="put it into the model itself, once: a functional or Sequential model, or a ModelBuilder",
+        ) from error
+
+
+def _trained_in(front: Any, model: Any, tuner: FineTuner) -> list[str]:
+    """The layers of the front that train in some phase."""
+    chosen = {path for phase in tuner.phases() for path in phase.train.resolve(model)}
+    inside = {id(layer) for _, layer in leaf_layers(front)}
+    return [path for path, layer in leaf_layers(model) if id(layer) in inside and path in chosen and layer.trainable_weights]
+
+
+def _check_adapted(model: Any) -> None:
+    """Raises a ModelError for a layer that gives nothing before it has learned."""
+    waiting = [layer.name for _, layer in leaf_layers(model) if isinstance(layer, PCA) and not layer.is_adapted]
+    if waiting:
+        raise ModelError(
+            f"Making the model {model.name!r} of a recipe.",
+            found=[f"the layer {name!r}, a PCA that has learned no directions" for name in waiting],
+            fix=f"Recipe(…).adapt({', '.join(map(repr, waiting))})",
         )
-    rows = [tf.nest.flatten(batch.x)[position] for batch in batches(data, batch_size=batch_size)]
-    layer.adapt(np.concatenate(rows))

@@ -17,6 +17,7 @@ from transferkit._objects import FunctionReference, HeldModel, KerasObject, as_v
 from transferkit._plan import FrozenMapping, Plan, Step
 from transferkit.building.backbones import BACKBONES, backbone_model, check_name, preprocess
 from transferkit.building.heads import make_head
+from transferkit.building.pca import PCA
 from transferkit.errors import ModelError, PlanError, did_you_mean, shorten
 
 __all__ = ["ModelBuilder"]
@@ -56,7 +57,7 @@ class ModelBuilder(Plan):
     STEPS: ClassVar[frozenset[str]] = frozenset(
         {
             "at", "augment", "backbone", "branch", "classifier", "conv", "dense", "dropout", "flatten",
-            "layer", "merge", "multi_label", "output", "pool", "regression",
+            "layer", "merge", "multi_label", "output", "pca", "pool", "regression",
         }
     )  # fmt: skip
 
@@ -142,6 +143,19 @@ class ModelBuilder(Plan):
         if kind not in ("avg", "max"):
             raise PlanError("ModelBuilder.pool was given a kind.", found=f"{kind!r}", fix="pool('avg') or pool('max')")
         return self._then("pool", kind=kind, name=name)
+
+    def pca(self, components: int, *, whiten: bool = False, name: str | None = None) -> Self:
+        """Principal components of the features at this point: fewer inputs for what follows, against overfitting.
+
+        The layer learns from rows, not by gradients: `Recipe(…).adapt("pca")` lets it learn from the training rows of each run.
+
+        Args:
+            components: How many are kept.
+            whiten: Whether each gets unit variance.
+            name: The layer's name, `pca` where nothing is said.
+        """
+        _positive("ModelBuilder.pca", components=components)
+        return self._then("pca", components=components, whiten=whiten, name=name)
 
     def augment(self, *layers: Any) -> Self:
         """Random changes of the input that are on while training and off otherwise: Keras's augmentation layers or yours.
@@ -372,6 +386,9 @@ class _Line:
         word = "Average" if kind == "avg" else "Max"
         layer = getattr(keras.layers, f"Global{word}Pooling{rank}D")
         return layer(name=name or self.name(f"pool_{kind}"))(self.current)
+
+    def _pca(self, components: int, whiten: bool, name: str | None) -> Any:
+        return PCA(components, whiten=whiten, name=name or self.name("pca"))(self.current)
 
     def _augment(self, layers: tuple[Any, ...]) -> Any:
         tensor = self.current

@@ -34,6 +34,7 @@ from transferkit.building.graph import (
     run_call,
     trace,
 )
+from transferkit.building.pca import PCA
 from transferkit.errors import ModelError, did_you_mean, shorten
 
 __all__ = ["Boundary", "Split", "split"]
@@ -245,6 +246,8 @@ class _Statics:
             for index, call in enumerate(self.graph.calls):
                 if self.trains(call):
                     self.own[index] = "it trains"
+                elif isinstance(call.operation, PCA):
+                    self.own[index] = "it learns from each run's own rows, and what comes before it is the same for all runs"
                 elif known.issuperset(call.inputs):
                     why = self._try_simple(index, call) if self._is_simple(call) else self._try_other(index, call)
                     if why:

@@ -21,6 +21,7 @@ from transferkit._keras import keras, tf
 from transferkit.errors import ModelError
 
 __all__ = [
+    "NOISE",
     "AttachMask",
     "Call",
     "Graph",
@@ -34,6 +35,18 @@ __all__ = [
     "run_call",
     "trace",
 ]
+
+
+#: What `trainable=False` doesn't stop, though "frozen" is taken to mean it does. Each has its strength in a public attribute.
+NOISE = {
+    keras.layers.Dropout: "rate",
+    keras.layers.SpatialDropout1D: "rate",
+    keras.layers.SpatialDropout2D: "rate",
+    keras.layers.SpatialDropout3D: "rate",
+    keras.layers.AlphaDropout: "rate",
+    keras.layers.GaussianDropout: "rate",
+    keras.layers.GaussianNoise: "stddev",
+}
 
 
 @dataclass(frozen=True)
@@ -358,23 +371,23 @@ class GraphModel(keras.Model):
         code of the user's."""
         calls, wanted, masked, output_masks, quiet, loud = self._graph
         mark = hashlib.sha256(repr((wanted, masked, output_masks, sorted(quiet), sorted(loud))).encode())
-        for call in calls:
-            code = _code_of(call.operation)
+        for index, call in enumerate(calls):
+            code = _code_of(call.operation, quiet=index in quiet)
             if code is None:
                 return None
             mark.update(code)
             mark.update(repr((call.args, sorted(call.kwargs.items()), call.outputs, call.training, call.heard)).encode())
         mark.update(repr(self._graph_outputs.value).encode())
         for layer in self._graph_layers:
-            for variable in layer.variables:
+            for variable in layer.variables if loud else layer.weights:  # where nothing is drawn, seeds decide nothing
                 value = np.ascontiguousarray(variable.numpy())
                 mark.update(f"{value.dtype.name}{value.shape}".encode())
                 mark.update(value.tobytes())
         return mark.hexdigest()
 
 
-def _code_of(operation: Any) -> bytes | None:
-    """What an operation is and how it is set; None for one that runs code of the user's.
+def _code_of(operation: Any, *, quiet: bool) -> bytes | None:
+    """What an operation is and how it is set; None for one that runs code of the user's. Noise that is off has no settings.
 
     Such code can't be told by content: a file's text says nothing of the modules it imports, nor of what a function closes over.
     """
@@ -383,8 +396,9 @@ def _code_of(operation: Any) -> bytes | None:
     if any(kind.__module__.split(".")[0] not in ("keras", "tensorflow", "builtins") for kind in type(operation).__mro__):
         return None
     try:
-        config = {key: value for key, value in operation.get_config().items() if key != "name"}  # numbered by Keras as it comes
-        text = json.dumps(config, sort_keys=True)
+        # Names are numbered by Keras as they come, and who trains changes nothing about what is given.
+        config = {key: value for key, value in operation.get_config().items() if key not in ("name", "trainable")}
+        text = "off" if quiet and isinstance(operation, tuple(NOISE)) else json.dumps(config, sort_keys=True)
     except (NotImplementedError, TypeError, ValueError):
         return None
     if _names_custom_code(config):

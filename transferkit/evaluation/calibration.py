@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,7 +95,7 @@ class Reliability(Tabular):
             notes=(f"on the whole the model is {side}",),
         )
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, Any]:
         """The bins as lists, and both errors."""
         return {
             "confidence": self.confidence.tolist(),
@@ -105,6 +106,11 @@ class Reliability(Tabular):
             "error": self.error,
             "error_mass": self.error_mass,
         }
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict a bin."""
+        bins = {name: getattr(self, name).tolist() for name in ("confidence", "accuracy", "low", "high", "count")}
+        return [dict(zip(bins, row, strict=True)) for row in zip(*bins.values(), strict=True)]
 
 
 def reliability(confidence: FloatArray, right: NDArray[np.bool_], *, bins: int = BINS, equal_mass: bool = False) -> Reliability:

@@ -202,7 +202,14 @@ class Collected:
 
 
 def collect(
-    model: Any, data: Any, *, output: str | None = None, batch_size: int = 32, metrics: Sequence[Any] = (), want_loss: bool = True
+    model: Any,
+    data: Any,
+    *,
+    output: str | None = None,
+    batch_size: int = 32,
+    metrics: Sequence[Any] = (),
+    want_loss: bool = True,
+    asked: str = "Evaluating a model.",
 ) -> Collected:
     """Runs the model over the data once.
 
@@ -213,6 +220,7 @@ def collect(
         batch_size: Rows at a time where `data` is arrays.
         metrics: Keras metrics, which are reset, then see every batch.
         want_loss: Whether the loss is asked for.
+        asked: What the caller wanted, for messages.
 
     Raises:
         EvaluationError: when predictions and labels don't fit together.
@@ -220,12 +228,12 @@ def collect(
     """
     head = _judged(model, output)
     compiled = _part(getattr(model, "loss", None), head, what="losses")
-    state = _Pass(model, head, compiled, want_loss)
+    state = _Pass(model, head, compiled, want_loss, asked)
     for metric in metrics:
         metric.reset_state()
     if is_arrays(data) and len(data) > 1 and data[1] is not None:
         # All labels are known beforehand, so the loss can be chosen on all of them.
-        state.choose_loss(_label_array(_part(data[1], head, what="labels")))
+        state.choose_loss(_label_array(_part(data[1], head, what="labels"), asked))
     for batch in batches(data, batch_size=batch_size):
         state.add(batch, metrics)
     return state.result(metrics)
@@ -240,10 +248,10 @@ def _covers(spec: tuple[tuple[int | None, ...], Any], found: tuple[tuple[int, ..
     )
 
 
-def _label_array(labels: Any) -> NDArray[np.generic]:
+def _label_array(labels: Any, asked: str) -> NDArray[np.generic]:
     if isinstance(labels, (list, tuple, dict)):
         raise DataError(
-            "Evaluating a model.",
+            asked,
             found=f"labels in {len(labels)} parts for one output",
             cause="labels of a model with several outputs",
             fix="give one array of labels",
@@ -254,8 +262,8 @@ def _label_array(labels: Any) -> NDArray[np.generic]:
 class _Pass:
     """The state of a pass: what was collected so far, and the compiled step."""
 
-    def __init__(self, model: Any, head: Judged, compiled: Any, want_loss: bool) -> None:
-        self.model, self.head, self.compiled, self.want_loss = model, head, compiled, want_loss
+    def __init__(self, model: Any, head: Judged, compiled: Any, want_loss: bool, asked: str) -> None:
+        self.model, self.head, self.compiled, self.want_loss, self.asked = model, head, compiled, want_loss, asked
         self.loss: Any = _loss_per_row(compiled) if compiled is not None else None
         self.chosen: Task | None = None
         self.outputs: list[NDArray[np.generic]] = []
@@ -304,13 +312,33 @@ class _Pass:
             return  # said at the end, when all labels are known
         self.loss = _loss_per_row(getattr(keras.losses, self.chosen.loss)(**self.chosen.loss_arguments))
 
+    def _check_shapes(self, x: Any) -> None:
+        """Raises a DataError where the rows' shape isn't the model's, which Keras would say in terms of its layers."""
+        wanted = [tuple(tensor.shape[1:]) for tensor in getattr(self.model, "inputs", None) or []]
+        shapes = [np.shape(array) for array in tf.nest.flatten(x)]
+        if len(wanted) != len(shapes):
+            return
+        for given, shape in zip(shapes, wanted, strict=True):
+            if _fits(given, shape) and not _fits(given[1:], shape):
+                raise DataError(
+                    self.asked,
+                    found=f"one row of shape {given} at a time, without an axis for the batch",
+                    fix="put rows into batches: dataset.batch(32)",
+                )
+            if len(given) == len(shape) + 1 and not _fits(given[1:], shape):
+                raise DataError(
+                    self.asked,
+                    found=f"rows of shape {given[1:]}, where the model takes {shape}",
+                    fix="bring the inputs to the model's shape",
+                )
+
     def add(self, batch: Batch, metrics: Sequence[Any]) -> None:
         if batch.y is None:
-            raise DataError(
-                "Evaluating a model.", found="data without labels", fix="give (x, y), or a data set of (x, y) batches"
-            )
-        y = _label_array(_part(batch.y, self.head, what="labels"))
-        _finite_inputs(batch.x, self.rows)
+            raise DataError(self.asked, found="data without labels", fix="give (x, y), or a data set of (x, y) batches")
+        y = _label_array(_part(batch.y, self.head, what="labels"), self.asked)
+        if not self.outputs:
+            self._check_shapes(batch.x)
+        _finite_inputs(batch.x, self.rows, self.asked)
         if not self.outputs and self.loss is None:
             self.choose_loss(y)
         prediction, penalty, losses = self._run(batch.x, y)
@@ -318,7 +346,7 @@ class _Pass:
         if not np.isfinite(p.astype(np.float32)).all():
             bad = ~np.isfinite(p.astype(np.float32)).reshape(len(p), -1).all(axis=1)
             raise EvaluationError(
-                "Evaluating a model.",
+                self.asked,
                 found=f"predictions that aren't finite in {int(bad.sum())} of {len(p)} rows of a batch, "
                 f"the first in row {self.rows + int(bad.argmax())}",
                 cause="weights that aren't finite, since the inputs are"
@@ -343,16 +371,12 @@ class _Pass:
 
     def result(self, metrics: Sequence[Any]) -> Collected:
         if self.rows == 0:
-            raise DataError(
-                "Evaluating a model.", found="no rows", cause="an empty data set, or a generator used up by an earlier pass"
-            )
+            raise DataError(self.asked, found="no rows", cause="an empty data set, or a generator used up by an earlier pass")
         p = np.concatenate(self.outputs)
         y = np.concatenate(self.labels)
         given = [w for w in self.weights if w is not None]
         if given and len(given) != len(self.weights):
-            raise DataError(
-                "Evaluating a model.", found="sample weights in some batches and none in others", fix="give them in all or none"
-            )
+            raise DataError(self.asked, found="sample weights in some batches and none in others", fix="give them in all or none")
         shape = p.shape[1:] or (1,)
         task = self._task(y, shape)
         losses = self._losses(p, y, task)
@@ -394,6 +418,10 @@ class _Pass:
         return _by_position(np.concatenate(self.losses), p)
 
 
+def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(b in (None, a) for a, b in zip(shape, wanted, strict=True))
+
+
 def _by_position(values: FloatArray, p: NDArray[np.generic]) -> FloatArray:
     """Losses (n, …) as one for each row of the flattened output."""
     if p.ndim <= 2:
@@ -401,14 +429,14 @@ def _by_position(values: FloatArray, p: NDArray[np.generic]) -> FloatArray:
     return values.reshape(-1)
 
 
-def _finite_inputs(x: Any, before: int) -> None:
+def _finite_inputs(x: Any, before: int, asked: str) -> None:
     for leaf in tf.nest.flatten(x):
         array = np.asarray(leaf)
         if array.dtype.kind != "f" or np.isfinite(array).all():
             continue
         bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
         raise DataError(
-            "Evaluating a model.",
+            asked,
             found=f"inputs that aren't finite in {int(bad.sum())} of {len(array)} rows of a batch, "
             f"the first in row {before + int(bad.argmax())}",
             cause="missing values, or a division by zero in the preprocessing",

@@ -150,13 +150,17 @@ class Comparison(Tabular, Mapping[str, Difference]):
         """The differences as plain values."""
         return {"names": list(self.names), "rows": self.rows, "metrics": {d.name: d.to_dict() for d in self.differences.values()}}
 
+    def records(self) -> list[dict[str, Any]]:
+        """One dict a metric."""
+        return [{"metric": d.name, **d.to_dict()} for d in self.differences.values()]
+
 
 def _p(value: float) -> str:
     return "<0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
 @dataclass(frozen=True, eq=False)
-class TransferGain:
+class TransferGain(Tabular):
     """What transfer brought: the tuned model against one from scratch, and against itself before tuning.
 
     Args:
@@ -183,16 +187,29 @@ class TransferGain:
             said.append(_sentence(self.against_before, "before tuning", negative=False))
         return "\n".join(said)
 
-    def __str__(self) -> str:
-        tables = [str(c) for c in (self.against_scratch, self.against_before) if c is not None]
-        return "\n\n".join([*tables, self.verdict])
+    def _comparisons(self) -> list[Comparison]:
+        return [one for one in (self.against_scratch, self.against_before) if one is not None]
+
+    def table(self) -> Table:
+        """Both comparisons, one below the other, and the verdict."""
+        tables = [one.table() for one in self._comparisons()]
+        body = [(one.names[1], *row) for one, table in zip(self._comparisons(), tables, strict=True) for row in table.rows]
+        columns = list(tables[0].columns)
+        columns[1:3] = [">transfer", ">the other"]
+        rows = self._comparisons()[0].rows
+        return Table(
+            ("against", *columns),
+            body,
+            title=f"what transfer brought, on the same {rows:,} rows",
+            notes=(*self.verdict.splitlines(), *tables[0].notes),
+        )
 
     def __repr__(self) -> str:
         return str(self)
 
-    def _repr_html_(self) -> str:
-        tables = [c._repr_html_() for c in (self.against_scratch, self.against_before) if c is not None]
-        return "".join(tables) + Table((), (), notes=self.verdict.splitlines()).to_html()
+    def records(self) -> list[dict[str, Any]]:
+        """One dict a comparison and metric."""
+        return [{"against": one.names[1], **record} for one in self._comparisons() for record in one.records()]
 
     def to_dict(self) -> dict[str, Any]:
         """Both comparisons and the verdict as plain values."""

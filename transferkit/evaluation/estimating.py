@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from transferkit.errors import EvaluationError
 from transferkit.evaluation.intervals import Interval, delong_interval, mean_interval, wilson
-from transferkit.evaluation.metrics import Mean, metric_named, statistic_of
+from transferkit.evaluation.means import Mean
+from transferkit.evaluation.metrics import metric_named, statistic_of
 from transferkit.evaluation.ranking import Statistic
 from transferkit.evaluation.resampling import Method, Sampling, bootstrap_interval, distributions, jackknife, strata_of
 from transferkit.evaluation.rows import FloatArray, Rows

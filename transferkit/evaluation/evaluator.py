@@ -159,10 +159,18 @@ class Evaluator(Plan):
             True
         """
         names = tuple(self._start.positional)
+        asked = f"Computing {', '.join(names)} of the model {model.name!r}." if names else f"Evaluating the model {model.name!r}."
         collected = collect(
-            model, data, output=output, batch_size=batch_size, metrics=metrics, want_loss=not names or "loss" in names
+            model,
+            data,
+            output=output,
+            batch_size=batch_size,
+            metrics=metrics,
+            want_loss=not names or "loss" in names,
+            asked=asked,
         )
-        rows = self._rows(collected, classes if classes is not None else getattr(data, "class_names", None) or None, groups)
+        known = classes if classes is not None else getattr(data, "class_names", None) or None
+        rows = self._rows(collected, known, groups, asked=asked)
         names = names or _defaults(rows)
         uncertainty = self._uncertainty()
         if "loss" in names and collected.losses is None:
@@ -206,9 +214,8 @@ class Evaluator(Plan):
                 stratified, seed = given.get("stratified", False), given.get("seed", 0)
         return Uncertainty(level, resamples, method, stratified, seed)
 
-    def _rows(self, collected: Collected, classes: Sequence[str] | None, groups: ArrayLike | None) -> Rows:
+    def _rows(self, collected: Collected, classes: Sequence[str] | None, groups: ArrayLike | None, *, asked: str) -> Rows:
         task = collected.task
-        asked = "Evaluating a model."
         threshold = next((link.positional[0] for link in reversed(steps_named(self, {"threshold"}))), 0.5)
         if collected.positions > 1:
             # Positions of one row are no independent examples: they are resampled together.

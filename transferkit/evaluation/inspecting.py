@@ -68,6 +68,11 @@ class Confusion(Tabular):
         """Names and counts as lists."""
         return {"classes": list(self.classes), "counts": self.counts.tolist()}
 
+    def records(self) -> list[dict[str, Any]]:
+        """One dict a class, with the rows taken for each."""
+        pairs = zip(self.classes, self.counts.tolist(), strict=True)
+        return [{"label": name, **dict(zip(self.classes, row, strict=True))} for name, row in pairs]
+
 
 def confusion_of(rows: Rows) -> Confusion:
     """The confusion matrix of the rows."""
@@ -146,6 +151,14 @@ class PerClass(Tabular, Mapping[str, ClassFigures]):
             }
             for name, one in self.figures.items()
         }
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict a class and figure."""
+        return [
+            {"class": name, "rows": one["rows"], "predicted": one["predicted"], "metric": metric, **one[metric]}
+            for name, one in self.to_dict().items()
+            for metric in self.figures[name].values
+        ]
 
 
 def per_class_of(rows: Rows, *, level: float = 0.95) -> PerClass:
@@ -237,6 +250,12 @@ class Mistakes(Tabular):
             "found": self.found,
             "rows": self.rows,
         }
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict a row."""
+        names = ("index", "labels", "instead", "confidence", "of_label")
+        columns = [np.asarray(getattr(self, name)).tolist() for name in names]
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _listed(rows: Rows, order: NDArray[np.intp], instead: NDArray[np.generic], n: int, title: str) -> Mistakes:

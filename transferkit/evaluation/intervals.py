@@ -19,7 +19,16 @@ import numpy as np
 from transferkit.evaluation.ranking import placements
 from transferkit.evaluation.rows import FloatArray, IntArray
 
-__all__ = ["Interval", "delong_covariance", "delong_interval", "mean_interval", "normal_quantile", "t_quantile", "wilson"]
+__all__ = [
+    "Interval",
+    "delong_covariance",
+    "delong_interval",
+    "mean_interval",
+    "normal_quantile",
+    "t_quantile",
+    "t_tails",
+    "wilson",
+]
 
 
 @dataclass(frozen=True)
@@ -59,22 +68,37 @@ def t_quantile(probability: float, degrees: float) -> float:
     """
     if probability < 0.5:
         return -t_quantile(1 - probability, degrees)
-    # With t = sqrt(v) tan(a) the density becomes cos(a)**(v - 1), smooth on a finite range.
-    nodes, weights = np.polynomial.legendre.leggauss(200)
-    scale = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(math.pi)
-
-    def above_half(angle: float) -> float:
-        angles = (nodes + 1) * angle / 2
-        return float(scale * angle / 2 * (weights @ np.cos(angles) ** (degrees - 1)))
-
     low, high = 0.0, math.pi / 2
     for _ in range(60):  # halves the range to the last digit of a float64
         middle = (low + high) / 2
-        if above_half(middle) < probability - 0.5:
+        if _above_half(middle, degrees) < probability - 0.5:
             low = middle
         else:
             high = middle
     return math.sqrt(degrees) * math.tan((low + high) / 2)
+
+
+def t_tails(t: float, degrees: float) -> float:
+    """How often Student's t is as far from 0 as `t`, on either side.
+
+    Args:
+        t: The value.
+        degrees: Degrees of freedom, above 0.
+
+    Example:
+        >>> round(t_tails(2.2622, 9), 4)
+        0.05
+    """
+    return max(0.0, 1 - 2 * _above_half(math.atan(abs(t) / math.sqrt(degrees)), degrees))
+
+
+def _above_half(angle: float, degrees: float) -> float:
+    """The probability of t between 0 and sqrt(degrees) tan(angle)."""
+    # With t = sqrt(v) tan(a) the density becomes cos(a)**(v - 1), smooth on a finite range.
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    scale = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(math.pi)
+    angles = (nodes + 1) * angle / 2
+    return float(scale * angle / 2 * (weights @ np.cos(angles) ** (degrees - 1)))
 
 
 def wilson(hits: float, n: float, *, level: float = 0.95) -> Interval:

@@ -133,8 +133,9 @@ def _as_image(evaluation: Evaluation, draw: Callable[..., Axes]) -> str:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError.of("Drawing a picture", package="matplotlib", extra="plots") from error
-    many = max(0, len(evaluation.classes) - 8) if draw in (plots.confusion, plots.per_class) else 0
-    figure = Figure(figsize=(5.2, min(4.4 + 0.2 * many, 9.0)), layout="constrained")
+    # Small enough for its letters to be read at the width of a phone; bars grow with their number.
+    height = min(max(3.8, 1.2 + 0.3 * len(evaluation.classes)), 9.0) if draw is plots.per_class else 3.8
+    figure = Figure(figsize=(4.5, height), layout="constrained")
     draw(evaluation, figure.subplots())
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})

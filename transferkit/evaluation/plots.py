@@ -8,7 +8,7 @@ matplotlib's is changed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,7 +35,8 @@ __all__ = [
 ]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", "--", "-.", ":")
+#: One for each line that is drawn at most, so that no two are told apart by colour alone.
+DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (7, 2, 1, 2, 1, 2)), (0, (9, 3)))
 GREY = "#777777"
 #: One line each up to this many classes; beyond, the best and the worst ones.
 MOST_LINES = 6
@@ -62,6 +63,40 @@ def _dress(ax: Axes, *, x: str, y: str, title: str) -> None:
 def _grid(ax: Axes) -> None:
     ax.grid(color="#dddddd", linewidth=0.6)
     ax.set_axisbelow(True)
+
+
+def _short(name: str) -> str:
+    """The name, its middle left out where it is long: names that begin alike often differ at the end."""
+    return name if len(name) <= 18 else f"{name[:8]}…{name[-9:]}"
+
+
+def _room(axes: Axes, *, points: float, down: bool = True) -> int:
+    """How many labels of so many points stand beside one another along an axis."""
+    box = axes.get_window_extent()
+    return max(1, int((box.height if down else box.width) * 72 / axes.figure.dpi / points))
+
+
+Corner = Literal["lower right", "lower left", "upper right", "upper left"]
+#: Where a legend may stand, and the lower left end of the box that it takes there.
+_CORNERS: dict[Corner, tuple[float, float]] = {
+    "lower right": (0.45, 0.0),
+    "lower left": (0.0, 0.0),
+    "upper right": (0.45, 0.58),
+    "upper left": (0.0, 0.58),
+}
+
+
+def _empty_corner(lines: Sequence[Any]) -> Corner:
+    """The corner of the unit square in which the curves have the fewest points."""
+    grid = np.linspace(0, 1, 101)
+    heights = np.concatenate([np.interp(grid, *np.asarray(line.get_data())) for line in lines])
+    places = np.tile(grid, len(lines))
+
+    def within(corner: Corner) -> int:
+        left, low = _CORNERS[corner]
+        return int(((places >= left) & (places <= left + 0.55) & (heights >= low) & (heights <= low + 0.42)).sum())
+
+    return min(_CORNERS, key=within)
 
 
 def _problems(rows: Rows, asked: str) -> list[tuple[str, NDArray[np.bool_], FloatArray]]:
@@ -108,15 +143,16 @@ def _curves(evaluation: Evaluation, ax: Axes, *, precision: bool, band: bool, as
     if len(chosen) > MOST_LINES:
         by_area = sorted(chosen, key=lambda i: areas[i])
         chosen = by_area[: MOST_LINES // 2] + by_area[-(MOST_LINES // 2) :]
-        left_out = f"the {MOST_LINES // 2} lowest and {MOST_LINES // 2} highest of {len(problems)} classes"
+        left_out = f",\n{MOST_LINES // 2} lowest and {MOST_LINES // 2} highest of {len(problems)}"
     grid = np.linspace(0, 1, 101)
+    before = len(ax.lines)
     for place, i in enumerate(chosen):
         name, up, scores = problems[i]
         colour = COLOURS[place % len(COLOURS)]
         curve: Curve = precision_recall_curve(up, scores, weight) if precision else roc_curve(up, scores, weight)
         style = DASHES[place % len(DASHES)]
         drawstyle = "steps-pre" if precision else "default"
-        label = f"{name}: {areas[i]:.3f}"
+        label = f"{_short(name)}: {areas[i]:.3f}"
         ax.plot(curve.x, curve.y, color=colour, linestyle=style, linewidth=1.6, drawstyle=drawstyle, label=label)
         if band and len(problems) <= 3:
             low, high = _band(rows, up, scores, precision=precision, level=evaluation.uncertainty.level, grid=grid)
@@ -131,8 +167,8 @@ def _curves(evaluation: Evaluation, ax: Axes, *, precision: bool, band: bool, as
     ax.set_ylim(-0.01, 1.02)
     _grid(ax)
     ax.legend(
-        title=left_out or ("average precision" if precision else "area"),
-        loc="lower left" if precision else "lower right",
+        title=("average precision" if precision else "area") + left_out,
+        loc=_empty_corner(ax.lines[before : before + len(chosen)]),
         fontsize="small",
         title_fontsize="small",
         frameon=True,
@@ -189,8 +225,8 @@ def confusion(evaluation: Evaluation, ax: Axes | None = None, *, shares: bool = 
             colour = "white" if share > 0.55 * most else "#222222"
             size = "small" if k <= 10 else "x-small"
             axes.text(j, i, f"{matrix.counts[i, j]:g}", ha="center", va="center", color=colour, fontsize=size)
-    step = max(1, k // 30)
-    names = [name if len(name) <= 18 else f"{name[:17]}…" for name in matrix.classes]
+    step = -(-k // min(_room(axes, points=11), _room(axes, points=11, down=False)))
+    names = [_short(name) for name in matrix.classes]
     ticks = range(0, k, step)
     turned = k > 3
     axes.set_xticks(ticks, [names[i] for i in ticks], fontsize="small")
@@ -245,7 +281,7 @@ def per_class(evaluation: Evaluation, ax: Axes | None = None, *, metric: str = "
         evaluation: Of a classifier.
         ax: Axes to draw on.
         metric: `"precision"`, `"recall"`, `"f1"` or `"auc"`.
-        most: How many classes at most; the lowest are kept.
+        most: How many classes at most, and no more than there is room for; the lowest are kept.
     """
     figures = evaluation.per_class()
     if metric not in ("precision", "recall", "f1", "auc"):
@@ -255,19 +291,20 @@ def per_class(evaluation: Evaluation, ax: Axes | None = None, *, metric: str = "
     if not ordered:
         raise EvaluationError(f"Drawing {metric} by class.", found="no class for which it is defined", fix="use more rows")
     axes = _axes(ax, height=min(1.4 + 0.32 * len(ordered), 11))
+    ordered = ordered[: _room(axes, points=9.5)]
     places = np.arange(len(ordered))
     values = np.array([one.values[metric] for one in ordered])
-    axes.barh(places, values, color=COLOURS[5], height=0.7)
+    axes.barh(places, values, color=COLOURS[5], height=min(0.7, 0.15 * len(ordered) + 0.1))
     for place, one in zip(places, ordered, strict=True):
         interval = one.intervals.get(metric)
         if interval is not None:
             axes.hlines(place, interval.low, interval.high, color="#222222", linewidth=1.2)
-    axes.set_yticks(places, [f"{one.name} ({one.rows})" for one in ordered], fontsize="small")
+    axes.set_yticks(places, [f"{_short(one.name)} ({one.rows})" for one in ordered], fontsize="small")
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
-    only = f" (the {most} lowest)" if len(defined) > most else ""
+    only = f" (the {len(ordered)} lowest of {len(defined)})" if len(ordered) < len(defined) else ""
     shown = {"f1": "F1", "auc": "AUC against the rest"}.get(metric, metric)
     _dress(axes, x=shown, y="", title=f"{shown} by class{only}")
     return axes
@@ -292,26 +329,33 @@ def training_curves(history: Any, ax: Axes | None = None, *, metric: str = "loss
             line = np.asarray(values[name], dtype=float)
             epochs = np.arange(1, len(line) + 1)
             axes.plot(epochs, line, color=colour, linestyle=style, linewidth=1.6, marker="o", markersize=3, label=label)
-    end = 0
     phases = [phase for phase in getattr(history, "phases", ()) if phase.epochs]
+    total = max(len(values[metric]), sum(phase.epochs for phase in phases))
+    axes.set_xlim(0.5, total + 0.5)
+    # Some 5 points a letter: names too wide for their phase stand upright beside its beginning.
+    fit = all(len(_short(phase.name)) <= _room(axes, points=5, down=False) * phase.epochs / total for phase in phases)
+    end = 0
     for phase in phases:
         if end:
             axes.axvline(end + 0.5, color=GREY, linewidth=0.8, linestyle=":")
         axes.annotate(
-            phase.name,
-            (end + phase.epochs / 2 + 0.5, 1),
+            _short(phase.name),
+            (end + (phase.epochs / 2 if fit else 0) + 0.5, 1),
+            xytext=(0, 2) if fit else (2, -3),
+            textcoords="offset points",
             xycoords=("data", "axes fraction"),
-            ha="center",
-            va="bottom",
+            rotation=0 if fit else 90,
+            ha="center" if fit else "left",
+            va="bottom" if fit else "top",
             fontsize="small",
             color=GREY,
         )
         end += phase.epochs
-    axes.locator_params(axis="x", integer=True)
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     _grid(axes)
     axes.legend(fontsize="small", frameon=False)
     _dress(axes, x="epoch", y=metric, title="")
-    axes.set_title("Training", fontsize="medium", loc="left", pad=18 if phases else None)
+    axes.set_title("Training", fontsize="medium", loc="left", pad=18 if phases and fit else None)
     return axes
 
 

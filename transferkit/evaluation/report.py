@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transferkit._table import Table, Tabular
-from transferkit.errors import EvaluationError, MissingExtraError, did_you_mean
+from transferkit.errors import EvaluationError, did_you_mean
 from transferkit.evaluation.calibration import Reliability, reliability
 from transferkit.evaluation.collecting import inputs_of
 from transferkit.evaluation.comparing import Comparison, TransferGain, compare_rows
@@ -154,17 +154,9 @@ class Evaluation(Tabular, Mapping[str, Estimate]):
             "notes": list(self.notes),
         }
 
-    def to_frame(self) -> Any:
-        """The figures as a pandas frame, one row a metric.
-
-        Raises:
-            MissingExtraError: when pandas isn't installed.
-        """
-        try:
-            import pandas  # type: ignore[import-untyped, unused-ignore]
-        except ImportError as error:
-            raise MissingExtraError.of("Evaluation.to_frame", package="pandas", extra="tables") from error
-        return pandas.DataFrame([{"metric": name, **one.to_dict()} for name, one in self.estimates.items()]).set_index("metric")
+    def records(self) -> list[dict[str, Any]]:
+        """One dict a metric."""
+        return [{"metric": name, **one.to_dict()} for name, one in self.estimates.items()]
 
     # ── asking more of the same predictions ──────────────────────────────────────────────────────────────────────────────
 

@@ -80,6 +80,14 @@ class Slices(Tabular, Mapping[str, Slice]):
             for part in self.parts.values()
         }
 
+    def records(self) -> list[dict[str, Any]]:
+        """One dict a slice and metric."""
+        return [
+            {"slice": part.name, "rows": part.rows, "metric": name, **one.to_dict()}
+            for part in self.parts.values()
+            for name, one in part.estimates.items()
+        ]
+
 
 def masks_of(by: Any, n: int, names: Sequence[str] | None = None) -> dict[str, NDArray[np.bool_]]:
     """Slices as masks by name.

@@ -62,6 +62,11 @@ class Temperature(Tabular):
             "rows": self.rows,
         }
 
+    def records(self) -> list[dict[str, Any]]:
+        """One dict a metric."""
+        both = {"log_loss": self.log_loss, "ece": self.calibration_error}
+        return [{"metric": name, "before": before, "after": after} for name, (before, after) in both.items()]
+
     def apply(self, model: Any) -> Any:
         """Gives a copy of the model with the temperature in its head; the model itself stays as it is.
 

@@ -22,12 +22,15 @@ from numpy.typing import ArrayLike
 from transferkit._table import Table, Tabular
 from transferkit.data import Data, is_arrays
 from transferkit.errors import DataError, EvaluationError, StorageError, did_you_mean
-from transferkit.evaluation.estimating import Estimate
+from transferkit.evaluation.comparing import Comparison, Difference
+from transferkit.evaluation.estimating import Estimate, greater_is_better
 from transferkit.evaluation.folds import Fold, nadeau_bengio
 from transferkit.evaluation.folds import folds as deal
+from transferkit.evaluation.intervals import t_tails
 from transferkit.placement import Placement
 from transferkit.recipe import Recipe
 from transferkit.storage import atomic_path
+from transferkit.tuning.sharing import shared_features
 
 __all__ = ["CrossValidation", "cross_validate", "fold_seed"]
 
@@ -47,6 +50,7 @@ class CrossValidation(Tabular, Mapping[str, Estimate]):
         labels: The labels in the same order.
         seconds: How long each fold took; 0 for one that was read back.
         repeats: How often all was dealt anew.
+        folds: The folds, all repetitions one after the other.
     """
 
     estimates: Mapping[str, Estimate]
@@ -55,6 +59,7 @@ class CrossValidation(Tabular, Mapping[str, Estimate]):
     labels: np.ndarray[Any, Any] = field(repr=False)
     seconds: tuple[float, ...] = ()
     repeats: int = 1
+    folds: tuple[Fold, ...] = field(default=(), repr=False)
 
     def __getitem__(self, name: str) -> Estimate:
         if name not in self.estimates:
@@ -66,6 +71,39 @@ class CrossValidation(Tabular, Mapping[str, Estimate]):
 
     def __len__(self) -> int:
         return len(self.estimates)
+
+    def compare(self, other: CrossValidation, *, names: tuple[str, str] = ("first", "second"), level: float = 0.95) -> Comparison:
+        """Compares this recipe with another on the same folds, metric by metric.
+
+        The differences fold by fold have Nadeau and Bengio's corrected t-test and interval.
+
+        Args:
+            other: What cross-validation found of the other, with the same folds of the same rows.
+            names: What to call this recipe and the other.
+            level: Of the intervals of the differences, 0 to 1.
+
+        Raises:
+            EvaluationError: when the rows or the folds aren't the same, or no metric is in both.
+        """
+        asked = f"Comparing {names[0]} with {names[1]}."
+        shared = [name for name in self if name in other]
+        problems = []
+        if not np.array_equal(self.labels, other.labels):
+            problems.append("other labels, or the same in another order")
+        elif len(self.folds) != len(other.folds) or not all(
+            np.array_equal(a.test, b.test) for a, b in zip(self.folds, other.folds, strict=True)
+        ):
+            problems.append("other folds")
+        if not shared:
+            problems.append(f"no metric in both: {', '.join(self)} and {', '.join(other)}")
+        if problems:
+            raise EvaluationError(
+                asked,
+                found=problems,
+                fix="cross-validate both on the same data with the same folds=, repeats=, groups=, stratified= and seed=",
+            )
+        made = {name: _difference(name, self.scores[name], other.scores[name], self.folds, level) for name in shared}
+        return Comparison(made, names, len(self.labels))
 
     def table(self) -> Table:
         """The means with their intervals, and the spread over the folds."""
@@ -95,6 +133,10 @@ class CrossValidation(Tabular, Mapping[str, Estimate]):
             "repeats": self.repeats,
             "seconds": list(self.seconds),
         }
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict a metric."""
+        return [{"metric": name, **one.to_dict()} for name, one in self.estimates.items()]
 
 
 def cross_validate(
@@ -155,36 +197,37 @@ def cross_validate(
     scores: dict[str, list[float]] = {}
     predictions: Any = None
     seconds = []
-    for fold in dealt:
-        started = time.perf_counter()
-        found = keeper.read(fold) if keeper else None
-        if found is None:
-            result = recipe.run(
-                source.take(fold.train),
-                validation_data=validation_data,
-                test_data=source.take(fold.test),
-                batch_size=batch_size,
-                class_weight=class_weight,
-                seed=fold_seed(seed, fold),
-                placement=placement,
-                verbose=verbose,
-            )
-            evaluation = result.evaluation
-            assert evaluation is not None  # there were test rows
-            found = ({name: float(one) for name, one in evaluation.items()}, np.asarray(evaluation.rows.predictions))
-            seconds.append(time.perf_counter() - started)
-            if keeper:
-                keeper.write(fold, *found)
-        else:
-            seconds.append(0.0)
-        for name, value in found[0].items():
-            scores.setdefault(name, []).append(value)
-        if predictions is None:
-            predictions = np.full((repeats, len(source), *found[1].shape[1:]), np.nan)
-        predictions[fold.repeat, fold.test] = found[1]
-        if verbose:
-            said = ", ".join(f"{name} {value:.4f}" for name, value in found[0].items())
-            print(f"Fold {fold.fold + 1} of {folds}, repetition {fold.repeat + 1} of {repeats}: {said}")
+    with shared_features():
+        for fold in dealt:
+            started = time.perf_counter()
+            found = keeper.read(fold) if keeper else None
+            if found is None:
+                result = recipe.run(
+                    source.take(fold.train),
+                    validation_data=validation_data,
+                    test_data=source.take(fold.test),
+                    batch_size=batch_size,
+                    class_weight=class_weight,
+                    seed=fold_seed(seed, fold),
+                    placement=placement,
+                    verbose=verbose,
+                )
+                evaluation = result.evaluation
+                assert evaluation is not None  # there were test rows
+                found = ({name: float(one) for name, one in evaluation.items()}, np.asarray(evaluation.rows.predictions))
+                seconds.append(time.perf_counter() - started)
+                if keeper:
+                    keeper.write(fold, *found)
+            else:
+                seconds.append(0.0)
+            for name, value in found[0].items():
+                scores.setdefault(name, []).append(value)
+            if predictions is None:
+                predictions = np.full((repeats, len(source), *found[1].shape[1:]), np.nan)
+            predictions[fold.repeat, fold.test] = found[1]
+            if verbose:
+                said = ", ".join(f"{name} {value:.4f}" for name, value in found[0].items())
+                print(f"Fold {fold.fold + 1} of {folds}, repetition {fold.repeat + 1} of {repeats}: {said}")
     return CrossValidation(
         estimates={name: _estimate(name, values, dealt, level) for name, values in scores.items()},
         scores={name: tuple(values) for name, values in scores.items()},
@@ -192,6 +235,7 @@ def cross_validate(
         labels=labels,
         seconds=tuple(seconds),
         repeats=repeats,
+        folds=tuple(dealt),
     )
 
 
@@ -225,12 +269,35 @@ def _estimate(name: str, values: Sequence[float], dealt: Sequence[Fold], level: 
             cause="a fold in which the figure isn't defined, such as one without a class",
             fix="take fewer folds, or leave the metric out",
         )
-    train = float(np.mean([len(fold.train) for fold in dealt]))
-    test = float(np.mean([len(fold.test) for fold in dealt]))
-    interval = nadeau_bengio(values, train=round(train), test=round(test), level=level)
+    train, test = _sizes(dealt)
+    interval = nadeau_bengio(values, train=train, test=test, level=level)
     least, most = _limits(name)
     low, high = max(interval.low, least), min(interval.high, most)
-    return Estimate(name, float(np.mean(values)), low=low, high=high, level=level, method=interval.method)
+    return Estimate(
+        name,
+        float(np.mean(values)),
+        low=low,
+        high=high,
+        level=level,
+        method=interval.method,
+        greater_is_better=greater_is_better(name),
+    )
+
+
+def _sizes(dealt: Sequence[Fold]) -> tuple[int, int]:
+    """Rows to train on and to test on, on the average."""
+    return round(float(np.mean([len(fold.train) for fold in dealt]))), round(float(np.mean([len(fold.test) for fold in dealt])))
+
+
+def _difference(name: str, first: Sequence[float], second: Sequence[float], dealt: Sequence[Fold], level: float) -> Difference:
+    moved = np.subtract(first, second)
+    train, test = _sizes(dealt)
+    interval = nadeau_bengio(moved, train=train, test=test, level=level)
+    error = math.sqrt((1 / len(moved) + test / train) * float(moved.var(ddof=1)))
+    mean = float(moved.mean())
+    p_value = t_tails(mean / error, len(moved) - 1) if error else float(mean == 0)
+    values = float(np.mean(first)), float(np.mean(second))
+    return Difference(name, *values, interval.low, interval.high, level, p_value, interval.method, greater_is_better(name))
 
 
 def _limits(name: str) -> tuple[float, float]:

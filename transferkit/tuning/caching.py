@@ -20,9 +20,9 @@ from transferkit.building.frontier import Split, split
 from transferkit.data import Data, is_arrays, row_count
 from transferkit.tuning.epoch import Rows, rows_of_features, train
 from transferkit.tuning.epochs import Watch
-from transferkit.tuning.features import BATCH, Features, compute, repeats
+from transferkit.tuning.features import BATCH, Features, repeats
 from transferkit.tuning.phases import PhasePlan
-from transferkit.tuning.sharing import pool_in_use
+from transferkit.tuning.sharing import features_of, is_shared
 
 __all__ = ["Cache", "CachedPhase", "planned_split"]
 
@@ -181,7 +181,7 @@ class Cache:
             return f"computed in full: {made.reason}"
         if not any(layer.weights for layer in made.prefix.layers):
             return f"computed in full: nothing with weights lies before {made.blocked[0][0]}, for {made.blocked[0][1]}"
-        if self._wanted:
+        if self._wanted or is_shared(made.prefix, self._data):
             return ""
         if epochs < 2:
             return "computed in full: one epoch computes everything once anyway"
@@ -221,16 +221,8 @@ class Cache:
     def _features(self, name: str, mark: str, made: Split, data: Any) -> Features:
         key = f"{name} {mark}"
         if key not in self._held:
-            self._held[key] = self._shared(made, data) or compute(made.prefix, data, folder=self._folder)
+            self._held[key] = features_of(made.prefix, data, folder=self._folder)
         return self._held[key]
-
-    def _shared(self, made: Split, data: Any) -> Features | None:
-        """From the features that several runs share, where this is one of them."""
-        pool = pool_in_use()
-        code = made.prefix.digest() if pool is not None else None
-        if pool is None or code is None:
-            return None
-        return pool.take(data, code, lambda whole: compute(made.prefix, whole, folder=self._folder))
 
 
 def _unfit(data: Any) -> str:

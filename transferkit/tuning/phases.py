@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from transferkit._keras import keras
+from transferkit.building.graph import NOISE
 from transferkit.building.heads import leaf_layers
 from transferkit.errors import TrainingError, shorten
 from transferkit.tuning.layers import Layers
@@ -139,20 +140,8 @@ def _frozen_parts(layer: Any) -> tuple[Any, ...]:
     return tuple(part for part in normalisations if part is not layer and not _is_fresh(part))
 
 
-#: What `trainable=False` doesn't stop, though "frozen" is taken to mean it does. Each has its strength in a public attribute.
-_NOISE = {
-    keras.layers.Dropout: "rate",
-    keras.layers.SpatialDropout1D: "rate",
-    keras.layers.SpatialDropout2D: "rate",
-    keras.layers.SpatialDropout3D: "rate",
-    keras.layers.AlphaDropout: "rate",
-    keras.layers.GaussianDropout: "rate",
-    keras.layers.GaussianNoise: "stddev",
-}
-
-
 def _noise_attribute(layer: Any) -> str | None:
-    return next((name for kind, name in _NOISE.items() if isinstance(layer, kind)), None)
+    return next((name for kind, name in NOISE.items() if isinstance(layer, kind)), None)
 
 
 def resolve(model: Any, phase: Phase, *, batch_norm: str, rates: Sequence[tuple[Layers, float]] = ()) -> PhasePlan:

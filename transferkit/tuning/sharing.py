@@ -14,9 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 from transferkit.data import Data
-from transferkit.tuning.features import Features, memory_left
+from transferkit.tuning.features import Features, compute, memory_left
 
-__all__ = ["Pool", "pool_in_use", "shared_features"]
+__all__ = ["Pool", "features_of", "is_shared", "shared_features"]
 
 #: A part smaller than this share of the whole is no reason to compute the whole.
 _LEAST_SHARE = 0.5
@@ -55,6 +55,10 @@ class Pool:
         self._held[key, id(whole)] = (whole, features)  # the last used stands last
         return features.take(rows)
 
+    def holds(self, data: Any, key: str) -> bool:
+        """Whether the features of these rows are there already."""
+        return isinstance(data, Data) and (key, id(data.whole[0])) in self._held
+
 
 @contextlib.contextmanager
 def shared_features() -> Iterator[None]:
@@ -72,6 +76,25 @@ def shared_features() -> Iterator[None]:
         _in_use.reset(token)
 
 
-def pool_in_use() -> Pool | None:
-    """The pool of the block that is running, if there is one."""
-    return _in_use.get()
+def is_shared(prefix: Any, data: Any) -> bool:
+    """Whether what the prefix gives for the rows was computed by another run of the block, so that taking it costs nothing."""
+    pool = _in_use.get()
+    code = prefix.digest() if pool is not None else None
+    return pool is not None and code is not None and pool.holds(data, code)
+
+
+def features_of(prefix: Any, data: Any, *, folder: str | None = None) -> Features:
+    """What the prefix gives for the rows: from what several runs share, where this is one of them, else computed or found.
+
+    Args:
+        prefix: The frozen part, from `frontier.split`.
+        data: As for `compute`.
+        folder: As for `compute`.
+    """
+    pool = _in_use.get()
+    code = prefix.digest() if pool is not None else None
+    if pool is not None and code is not None:
+        shared = pool.take(data, code, lambda whole: compute(prefix, whole, folder=folder))
+        if shared is not None:
+            return shared
+    return compute(prefix, data, folder=folder)
