@@ -89,7 +89,7 @@ def subset_accuracy(rows: Rows) -> Statistic:
 def top_k_accuracy(rows: Rows, *, k: int) -> Statistic:
     if k >= rows.width:
         raise EvaluationError(
-            f"Computing top_{k}accuracy.",
+            f"Computing top_{k}_accuracy.",
             found=f"a head of {rows.width} classes, of which the top {k} are always right",
             fix="take a smaller k",
         )

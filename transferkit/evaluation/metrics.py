@@ -144,7 +144,7 @@ def metric_named(name: str) -> Metric:
     """
     if name in METRICS:
         return METRICS[name]
-    top = re.fullmatch(r"top_([1-9]\d*)accuracy", name)
+    top = re.fullmatch(r"top_([1-9]\d*)_accuracy", name)
     if top:
         k = int(top[1])
         return Metric(
@@ -158,7 +158,7 @@ def metric_named(name: str) -> Metric:
     raise EvaluationError(
         f"Computing {name}.",
         found=f"no metric of that name{near}",
-        fix="choose among " + ", ".join(["loss", *METRICS]) + ", top_<k>accuracy; or give a Keras metric to `run(metrics=[…])`",
+        fix="choose among " + ", ".join(["loss", *METRICS]) + ", top_<k>_accuracy; or give a Keras metric to `run(metrics=[…])`",
     )
 
 
