@@ -142,7 +142,7 @@ def leep(probabilities: ArrayLike, labels: ArrayLike) -> float:
 
     Example:
         >>> round(leep([[0.9, 0.1], [0.8, 0.2], [0.2, 0.8], [0.1, 0.9]], [0, 0, 1, 1]), 3)
-        -0.361
+        -0.295
     """
     p, y = _checked(probabilities, labels, "Computing LEEP.", probabilities=True)
     joint = _indicator(y).T @ p / len(p)
