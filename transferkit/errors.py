@@ -10,6 +10,7 @@
     │   ├── UnsafeFileError                 the file asks for something a weights file must not
     │   └── MatchError                      file and model don't fit together
     ├── TrainingError (RuntimeError)        a run had to stop
+    ├── TrainingInterruptedError (KeyboardInterrupt)   Ctrl-C ended a run that can be gone on with
     ├── EvaluationError (ValueError)        a figure that can't be computed from what was given
     ├── PlacementError (RuntimeError)       a device or cluster that isn't there
     ├── StorageError (OSError)              a file of ours couldn't be written or read
@@ -34,6 +35,7 @@ __all__ = [
     "PlanError",
     "StorageError",
     "TrainingError",
+    "TrainingInterruptedError",
     "TransferKitError",
     "UnsafeFileError",
     "WeightsError",
@@ -119,6 +121,10 @@ class MatchError(WeightsError):
 
 class TrainingError(TransferKitError, RuntimeError):
     """A run had to stop."""
+
+
+class TrainingInterruptedError(TransferKitError, KeyboardInterrupt):
+    """Ctrl-C ended a run that can be gone on with."""
 
 
 class EvaluationError(TransferKitError, ValueError):

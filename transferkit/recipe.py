@@ -6,6 +6,7 @@ May import Keras and the floors below.
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from transferkit.evaluation.evaluator import Evaluator
 from transferkit.evaluation.report import Evaluation
 from transferkit.placement import Placement
 from transferkit.tuning.fronts import outputs_of
+from transferkit.tuning.resuming import stored_seed
 from transferkit.tuning.run import Run
 from transferkit.tuning.tuner import FineTuner
 from transferkit.weights.loader import WeightLoader
@@ -179,6 +181,10 @@ class Recipe(Plan):
         class_weight: Mapping[int, float] | None = None,
         seed: int | None = None,
         placement: Placement | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        save_every: int | float | None = None,
+        keep_checkpoints: int = 3,
         verbose: Any = "auto",
     ) -> Result:
         """Makes a new model, loads it, fine-tunes it and judges it. Changes nothing that was there before.
@@ -193,8 +199,13 @@ class Recipe(Plan):
             seed: Fixes the initial weights, the order of the rows, dropout and augmentation. Without one it is drawn, and stands
                 in the result's `run`.
             placement: Where it is built and runs; where TensorFlow puts it without one.
+            checkpoint_dir: As for `FineTuner.fit`.
+            resume: As for `FineTuner.fit`.
+            save_every: As for `FineTuner.fit`.
+            keep_checkpoints: As for `FineTuner.fit`.
             verbose: As for Keras's `fit`.
         """
+        seed = stored_seed(checkpoint_dir, resume=resume) if seed is None else seed
         seed = secrets.randbits(31) if seed is None else seed
         with placement.scope() if placement else contextlib.nullcontext():
             model, report = self.make(data, seed=seed, batch_size=batch_size)
@@ -207,6 +218,10 @@ class Recipe(Plan):
                 class_weight=class_weight,
                 seed=seed,
                 placement=placement,
+                checkpoint_dir=checkpoint_dir,
+                resume=resume,
+                save_every=save_every,
+                keep_checkpoints=keep_checkpoints,
                 verbose=verbose,
             )
             evaluation = None if test_data is None else self.evaluator.run(model, test_data, batch_size=batch_size)

@@ -131,13 +131,19 @@ class Cache:
         self._mixes, self._steps = mixes, steps_per_epoch
         self._held: dict[str, Features] = {}
 
-    def phase(self, model: Any, plan: PhasePlan) -> tuple[CachedPhase | None, str]:
-        """The phase on features, or None; and why. The phase must be in effect."""
-        why = self._excluded(plan)
+    def phase(self, model: Any, plan: PhasePlan, *, decided: tuple[bool, str] | None = None) -> tuple[CachedPhase | None, str]:
+        """The phase on features, or None; and why. The phase must be in effect.
+
+        Args:
+            model: The model.
+            plan: The phase.
+            decided: What was decided when the phase began, and why, for one that goes on after a stop.
+        """
+        why = self._excluded(plan) if decided is None or decided[0] else decided[1]
         if why:
             return None, why
         made = split(model, sample=self._sample())
-        why = self._not_worth_it(made, plan.phase.epochs)
+        why = self._not_worth_it(made, plan.phase.epochs) if decided is None else ""
         if why:
             return None, why
         mark = _weights_mark(made)

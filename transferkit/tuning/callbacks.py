@@ -50,6 +50,14 @@ class Progress(keras.callbacks.Callback):
         """Says which phase comes now, and the number of its first epoch on the run's axis."""
         self._phase, self._first, self._seconds = index, epoch, []
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: how long the phase's epochs took."""
+        return {"seconds": self._seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        self._seconds = list(state["seconds"])
+
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         del epoch, logs
         self._started = time.perf_counter()

@@ -43,6 +43,12 @@ class Watch:
     def restore(self) -> None:
         """Brings everything to the state it had at `place`; called once callbacks have begun."""
 
+    def steps_begin(self) -> None:
+        """Told before the steps of an epoch."""
+
+    def steps_end(self) -> None:
+        """Told after them, before anything is tested."""
+
     def stepped(self, epoch: int, batch: int, logs: Any) -> None:
         """Told after steps, when callbacks know of them: `batch` batches of the epoch are done. May raise, to end the run."""
 
@@ -104,13 +110,15 @@ def run_epochs(
             watch.restore()
         place = None
         if not (first and shown.stop_training):
+            watch.steps_begin()
             logs = dict(steps.epoch(epoch, first, callbacks, shown, watch) or logs)
+            watch.steps_end()
         if evaluate is not None:
             logs.update({f"val_{name}": value for name, value in evaluate().items()})
         callbacks.on_epoch_end(epoch, logs)
         ended = logs
-        epoch += 1
         watch.epoch_ended(epoch, logs)
+        epoch += 1
     if isinstance(model.optimizer, keras.optimizers.Optimizer) and epochs > 0:
         model.optimizer.finalize_variable_values(model.trainable_variables)
     callbacks.on_train_end(logs=ended)

@@ -3,31 +3,32 @@ for callbacks."""
 
 from __future__ import annotations
 
-import math
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from transferkit._keras import keras
-from transferkit.data import Data, is_arrays, row_count
-from transferkit.errors import TrainingError
+from transferkit._keras import keras, tf
+from transferkit.data import Data, is_arrays, row_count, rows_of
 from transferkit.tuning.averaging import recalibrate_batch_norm
 from transferkit.tuning.caching import Cache
 from transferkit.tuning.callbacks import Progress
 from transferkit.tuning.checking import BatchChecks
 from transferkit.tuning.epochs import run_epochs
 from transferkit.tuning.feeding import epoch_order, ordered_dataset
+from transferkit.tuning.guards import check_start, out_of_memory
 from transferkit.tuning.objectives import Objective
-from transferkit.tuning.optimizer_state import as_plain, raw_steps
+from transferkit.tuning.optimizer_state import as_plain, raw_steps, set_raw_steps
 from transferkit.tuning.phases import PhasePlan, in_effect
+from transferkit.tuning.resuming import Session
 from transferkit.tuning.run import PhaseRecord
 from transferkit.tuning.settings import Settings, Targets, take_over
 from transferkit.tuning.stream import FullSteps, Stream
 
-__all__ = ["Job", "run_phases", "seed_model"]
+__all__ = ["Job", "compile_as_given", "run_phases", "seed_model"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Job:
         verbose: As `fit` takes it.
         cache: Whether frozen layers are computed once: True, False, a folder, or None for what pays.
         checks: Looks at each batch that isn't in memory.
+        watch: What watches over the run, keeps it in checkpoints and goes on with it.
     """
 
     data: Any
@@ -69,6 +71,7 @@ class Job:
     verbose: Any = "auto"
     cache: bool | str | None = None
     checks: BatchChecks | None = None
+    watch: Session = field(kw_only=True)
 
 
 @dataclass
@@ -139,7 +142,7 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
         The history over all phases, and what each phase did.
 
     Raises:
-        TrainingError: when the loss stops being finite, or a frozen weight changes.
+        TrainingError: when loss or weights stop being finite, a frozen weight changes, or a step needs more memory than there is.
     """
     state = _Epoch()
     records: list[PhaseRecord] = []
@@ -157,8 +160,11 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
         val_rows = len(validation) if isinstance(validation, Data) else row_count(validation)
         validation = ordered_dataset(validation, batch_size=job.batch_size, order=lambda: np.arange(val_rows))
     validation = job.targets.validation(validation)
+    check_start(model)
     seed_model(model, job.seed)
-    starts = job.settings.starts(model)
+    watch = job.watch
+    starts = watch.starts(job.settings.starts(model), model.weights)
+    watch.begin(model, state.history, records, stream.by_epoch)
     minimised = job.targets.objective
     batches_an_epoch = stream.steps
     cache = Cache(
@@ -197,15 +203,21 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
             if previous is not None:
                 take_over(previous, model)
             before = raw_steps(optimizer)
+            done = watch.done(index)
+            if done is not None:  # in an earlier call: what comes after builds on its steps only
+                set_raw_steps(optimizer, before + done.steps)
+                records.append(done)
+                begun += done.epochs
+                continue
             if job.verbose:
                 print(f"Phase {plan.phase.name!r}: {plan.trained_parameters:,} parameters train")
             progress.begin_phase(index, epoch=begun)
             own = [*job.settings.callbacks(plan, first_epoch=begun), *job.make_callbacks()]
-            started = time.perf_counter()
+            started = time.perf_counter() - watch.elapsed(index)
             callbacks = _PhaseCallbacks(
                 [_Watch(state), *own, *([progress] if job.verbose == 2 else [])],
                 job.callbacks,
-                first=index == 0,
+                first=watch.is_first(index),
                 last=index == len(plans) - 1,
                 add_progbar=job.verbose not in (0, 2),
                 verbose=job.verbose,
@@ -213,58 +225,86 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
                 steps=batches_an_epoch,
                 model=model,
             )
-            cached, words = cache.phase(model, plan)
+            cached, words = cache.phase(model, plan, decided=watch.decided(index))
             if job.verbose:
                 print(words)
-            if cached is not None:
-                cached.fit(
-                    model,
-                    loss=minimised.loss,
-                    loss_weights=minimised.loss_weights,
-                    metrics=_fresh_metrics(minimised.metrics),
-                    order=lambda epoch: epoch_order(cached.rows.count, seed=job.seed, epoch=epoch),  # noqa: B023 -- used at once
-                    epochs=begun + plan.phase.epochs,
-                    initial_epoch=begun,
-                    batch_size=job.batch_size,
-                    callbacks=callbacks,
-                    evaluate=_evaluation(model, validation, job, callbacks),
-                )
-            else:
-                in_full = FullSteps(model, stream)
-                in_full.begin()
-                run_epochs(
-                    model,
-                    in_full,
-                    epochs=begun + plan.phase.epochs,
-                    initial_epoch=begun,
-                    callbacks=callbacks,
-                    evaluate=_evaluation(model, validation, job, callbacks),
-                )
+            in_full = FullSteps(model, stream) if cached is None else None
+            watch.begin_phase(
+                index,
+                plan,
+                begun=begun,
+                trained=model if cached is None else cached.split.suffix,
+                callbacks=callbacks,
+                words=words,
+                in_full=in_full,
+                stream=stream,
+            )
+            evaluate = _evaluation(model, validation, job, callbacks)
+            with _within_memory(model, plan, job):
+                if cached is not None:
+                    cached.fit(
+                        model,
+                        loss=minimised.loss,
+                        loss_weights=minimised.loss_weights,
+                        metrics=_fresh_metrics(minimised.metrics),
+                        order=lambda epoch: epoch_order(cached.rows.count, seed=job.seed, epoch=epoch),  # noqa: B023 -- used at once
+                        epochs=begun + plan.phase.epochs,
+                        initial_epoch=begun,
+                        batch_size=job.batch_size,
+                        callbacks=callbacks,
+                        evaluate=evaluate,
+                        watch=watch,
+                    )
+                else:
+                    assert in_full is not None
+                    run_epochs(
+                        model,
+                        in_full,
+                        epochs=begun + plan.phase.epochs,
+                        initial_epoch=begun,
+                        callbacks=callbacks,
+                        evaluate=evaluate,
+                        watch=watch,
+                    )
             if job.settings.swa is not None:
                 recalibrate_batch_norm(model, job.data, batch_size=job.batch_size)
             seconds = time.perf_counter() - started
         ran = len(model.history.epoch)
-        losses = model.history.history.get("loss", [0.0])
-        if losses and not math.isfinite(losses[-1]):
-            raise TrainingError(
-                f"Training the phase {plan.phase.name!r}.",
-                found=f"a loss of {losses[-1]} in epoch {begun + ran}; the weights are no good any more",
-                cause="a learning rate that is too high, or labels far outside what the head gives",
-                fix="train again from the loaded weights with a lower learning_rate",
-            )
+        watch.end_phase(begun, ran)
         steps = raw_steps(optimizer) - before
         records.append(PhaseRecord(plan.phase.name, ran, plan.phase.epochs, plan.trained_parameters, seconds, steps, words))
         begun += ran
     # A model that leaves the library opens without it: a plain optimizer, and the loss without what training did to it.
     plain = as_plain(optimizer)
     if plain is not optimizer or minimised is not job.objective:
-        model.compile(
-            optimizer=plain,
-            loss=job.objective.loss,
-            loss_weights=job.objective.loss_weights,
-            metrics=_fresh_metrics(job.objective.metrics),
-        )
+        compile_as_given(model, job, plain)
     return state.history, records
+
+
+def compile_as_given(model: Any, job: Job, optimizer: Any) -> None:
+    """Compiles the model as it leaves the library: with the loss as the user means it."""
+    model.compile(
+        optimizer=optimizer,
+        loss=job.objective.loss,
+        loss_weights=job.objective.loss_weights,
+        metrics=_fresh_metrics(job.objective.metrics),
+    )
+
+
+@contextlib.contextmanager
+def _within_memory(model: Any, plan: PhasePlan, job: Job) -> Iterator[None]:
+    """Gives a step that needs more memory than there is as an error with the batch size that fits, and the last good weights."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        rows: Any = None
+        if isinstance(job.data, Data):
+            rows = lambda count: job.data.rows(np.arange(count)).x  # noqa: E731 -- one of two
+        elif is_arrays(job.data):
+            rows = lambda count: rows_of(job.data, slice(0, count))[0]  # noqa: E731
+        told = out_of_memory(model, rows, job.batch_size, plan.phase.name, error)
+        job.watch.go_back()
+        raise told from error
 
 
 def _evaluation(model: Any, validation: Any, job: Job, callbacks: Any) -> Callable[[], Any] | None:

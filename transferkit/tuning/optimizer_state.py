@@ -16,7 +16,7 @@ from transferkit._keras import keras
 from transferkit.errors import ModelError
 from transferkit.tuning.optimizers import PerVariable
 
-__all__ = ["as_plain", "carry_over", "raw_steps", "swap_averages"]
+__all__ = ["as_plain", "carry_over", "raw_steps", "set_raw_steps", "swap_averages"]
 
 
 def carry_over(old: Any, new: Any) -> int:
@@ -123,6 +123,11 @@ def as_plain(optimizer: Any) -> Any:
 def raw_steps(optimizer: Any) -> int:
     """How often the optimizer was given gradients, which is what a schedule counts; accumulated ones count each."""
     return int(_value(getattr(optimizer, "inner_optimizer", optimizer).variables[0]))
+
+
+def set_raw_steps(optimizer: Any, steps: int) -> None:
+    """Sets what `raw_steps` gives."""
+    getattr(optimizer, "inner_optimizer", optimizer).variables[0].assign(steps)
 
 
 def _value(variable: Any) -> Any:

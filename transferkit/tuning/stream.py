@@ -171,7 +171,8 @@ class Stream:
     def _items(self) -> Iterator[Any]:
         data = self._data
         if not isinstance(data, keras.utils.PyDataset):
-            yield from data
+            for item in data:  # `yield from` would close the user's generator at the end of a pass
+                yield item
             return
         count = data.num_batches
         if count is None:

@@ -22,9 +22,10 @@ from transferkit.tuning.costs import cost_of
 from transferkit.tuning.defaults import default_plan, explanation
 from transferkit.tuning.describing import Description, PhaseDescription
 from transferkit.tuning.feeding import check_inputs, complete_class_weights, first_rows
-from transferkit.tuning.loop import Job, run_phases
+from transferkit.tuning.loop import Job, compile_as_given, run_phases
 from transferkit.tuning.objectives import Objective, objective_of
 from transferkit.tuning.phases import PhasePlan, resolve
+from transferkit.tuning.resuming import Session, fingerprint, session
 from transferkit.tuning.run import PhaseRecord, Run
 from transferkit.tuning.schedules import Schedule
 from transferkit.tuning.settings import Settings, unsettled, worse_than_chance
@@ -192,6 +193,10 @@ class FineTuner(TuningSteps):
         seed: int | None = None,
         placement: Placement | None = None,
         tensorboard: str | os.PathLike[str] | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        save_every: int | float | None = None,
+        keep_checkpoints: int = 3,
         verbose: Any = "auto",
     ) -> Run:
         """Trains the model by the plan. Changes its weights, its `trainable` flags and what it is compiled with, and nothing
@@ -211,6 +216,13 @@ class FineTuner(TuningSteps):
                 it is drawn, and stands in the result.
             placement: Where it runs; where the model is without one.
             tensorboard: A folder for TensorBoard's files: loss, metrics and learning rate of all phases over one axis of steps.
+            checkpoint_dir: A folder for checkpoints, of this run alone. With it, Ctrl-C finishes the step, writes a checkpoint
+                and raises a `TrainingInterruptedError`, and SIGTERM ends the process with code 75; a second one stops at once.
+            resume: Whether to go on with the run in `checkpoint_dir`: to the bit as if it had never stopped. Without one there it
+                begins; one that is finished gives its result at once.
+            save_every: How often a checkpoint is written: after so many steps, or after so many seconds with a point (`30.0`);
+                None for as often as costs less than one percent of the time.
+            keep_checkpoints: How many of the last are kept.
             verbose: As for Keras's `fit`; with 2 a line for each epoch with its phase, rate and the time left.
 
         Returns:
@@ -219,10 +231,49 @@ class FineTuner(TuningSteps):
         Raises:
             ModelError, DataError, PlacementError: before anything has changed, when plan, model, data and devices don't fit
                 together.
-            TrainingError: when the loss stops being finite, or a frozen weight changes.
+            StorageError: when `checkpoint_dir` holds another run, is held by one, or can't be written to.
+            TrainingError: when loss or weights stop being finite (the model has its last good weights again), a frozen weight
+                changes, or a step needs more memory than there is.
+            TrainingInterruptedError: on Ctrl-C, where there is a `checkpoint_dir`.
         """
+        with session(checkpoint_dir, resume=resume, save_every=save_every, keep=keep_checkpoints) as watch:
+            return self._fit(
+                model,
+                data,
+                watch,
+                validation_data=validation_data,
+                batch_size=batch_size,
+                callbacks=callbacks,
+                class_weight=class_weight,
+                steps_per_epoch=steps_per_epoch,
+                validation_steps=validation_steps,
+                seed=seed,
+                placement=placement,
+                tensorboard=tensorboard,
+                verbose=verbose,
+            )
+
+    def _fit(
+        self,
+        model: Any,
+        data: Any,
+        watch: Session,
+        *,
+        validation_data: Any,
+        batch_size: int,
+        callbacks: Sequence[Any],
+        class_weight: Mapping[int, float] | None,
+        steps_per_epoch: int | None,
+        validation_steps: int | None,
+        seed: int | None,
+        placement: Placement | None,
+        tensorboard: str | os.PathLike[str] | None,
+        verbose: Any,
+    ) -> Run:
+        """`fit` under its watch."""
         plans = self._resolved(model)
         given_seed = seed is not None
+        seed = watch.seed(seed)
         seed = secrets.randbits(31) if seed is None else seed
         _check_arguments(batch_size=batch_size, seed=seed)
         if isinstance(validation_data, float):
@@ -262,7 +313,25 @@ class FineTuner(TuningSteps):
             verbose=verbose,
             cache=self._cache(),
             checks=checks,
+            watch=watch,
         )
+        watch.check(
+            fingerprint(
+                self,
+                model,
+                data=data,
+                validation=validation_data,
+                seed=seed,
+                batch_size=batch_size,
+                steps_per_epoch=steps_per_epoch,
+                validation_steps=validation_steps,
+                class_weight=weights,
+                loss=objective.reason,
+            )
+        )
+        finished = watch.finished(model, plans, lambda optimizer: compile_as_given(model, job, optimizer), self.make_optimizer())
+        if finished is not None:
+            return finished
         if given_seed:
             keras.utils.set_random_seed(seed % 2**32)
         if placement is None:
@@ -271,13 +340,15 @@ class FineTuner(TuningSteps):
             with placement.scope() as strategy:
                 Placement.check_model(model, strategy)
                 history, records = run_phases(model, plans, job)
-        return Run(
+        run = Run(
             history=history,
             phases=tuple(records),
             seed=seed,
             placement=placement.describe() if placement else "",
-            notes=(f"Loss: {objective.reason}.", *_notes(history, heads, objective, plans, records)),
+            notes=(f"Loss: {objective.reason}.", *_notes(history, heads, objective, plans, records), *watch.notes),
         )
+        watch.finish(run)
+        return run
 
     def _check_passes(self, data: Any, steps_per_epoch: int | None) -> None:
         """Raises a DataError for data that can be gone over once only, where the plan goes over it more often."""

@@ -1,0 +1,525 @@
+"""A run that can be gone on with: what it is at a step is kept in a folder, and a run of the same plan begins there.
+
+What comes after a step follows from the weights, the state of optimizer, metrics, callbacks and random generators, and the place
+in the data, whose order follows from seed and epoch. All of it is read at one step and written by a thread; the run goes on
+meanwhile. May import Keras and the floors below.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transferkit import storage
+from transferkit._keras import keras, tf
+from transferkit.data import Data, is_arrays, row_count
+from transferkit.errors import PlanError, StorageError
+from transferkit.tuning.checkpoint import Array, Checkpoint, CheckpointFolder, pack, unpack
+from transferkit.tuning.epochs import Place, Watch
+from transferkit.tuning.guards import Guard, Reader, as_array, copies_of, loss_spikes
+from transferkit.tuning.keeping import CallbackStates, load_random_state, random_state, random_variables
+from transferkit.tuning.phases import PhasePlan
+from transferkit.tuning.run import PhaseRecord, Run
+from transferkit.tuning.signals import Signals
+
+__all__ = ["Session", "fingerprint", "session", "stored_seed"]
+
+#: The share of the time of training that checkpoints may take where nothing is said of how often they are written.
+_SHARE = 0.008
+_FORMAT = 1
+
+
+@contextlib.contextmanager
+def session(
+    folder: str | os.PathLike[str] | None, *, resume: bool, save_every: int | float | None, keep: int
+) -> Iterator[Session]:
+    """What watches over one call of `fit`, and holds its folder for it.
+
+    Args:
+        folder: Where checkpoints go; None for none.
+        resume: Whether to go on from what is there.
+        save_every: A whole number of steps, or a float of seconds; None for as often as is cheap.
+        keep: How many checkpoints are kept.
+
+    Raises:
+        PlanError: for arguments that mean nothing.
+        StorageError: for a folder that another run holds, that holds a run and isn't to be resumed, or can't be read.
+    """
+    problems = []
+    if save_every is not None and (isinstance(save_every, bool) or not isinstance(save_every, (int, float)) or save_every <= 0):
+        problems.append(f"save_every={save_every!r}; it must be a whole number of steps, or seconds with a point: 30.0")
+    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+        problems.append(f"keep_checkpoints={keep!r}; it must be a whole number above 0")
+    if folder is None and (resume or save_every is not None):
+        problems.append(f"{'resume' if resume else 'save_every'} without a checkpoint_dir")
+    if problems:
+        raise PlanError("Keeping checkpoints of a run.", found=problems, fix='fit(…, checkpoint_dir="runs/a", resume=True)')
+    if folder is None:
+        yield Session(None, None, None, Signals(""))
+        return
+    path = Path(folder).expanduser()
+    with storage.lock(path):
+        checkpoints = CheckpointFolder(path, keep=keep)
+        found = checkpoints.newest()
+        if found is not None and not resume:
+            raise StorageError(
+                f"Training with checkpoints in {str(path)!r}.",
+                found=f"a run that is {'finished' if 'finished' in found.state else 'under way'} there",
+                fix="resume=True goes on with it; for another run, name another folder",
+            )
+        with Signals(str(path)) as signals:
+            watch = Session(checkpoints, found, save_every, signals)
+            try:
+                yield watch
+            finally:
+                checkpoints.close()
+
+
+def stored_seed(folder: str | os.PathLike[str] | None, *, resume: bool) -> int | None:
+    """The seed of the run in a folder, where there is one and it is to be gone on with."""
+    if folder is None or not resume or not Path(folder).expanduser().is_dir():
+        return None
+    found = CheckpointFolder(Path(folder).expanduser(), keep=1).newest()
+    return None if found is None else int(found.state["fingerprint"]["seed"])
+
+
+def fingerprint(plan: Any, model: Any, *, data: Any, validation: Any, seed: int, **settings: Any) -> dict[str, str]:
+    """What must be the same for a run to be gone on with, in words.
+
+    Args:
+        plan: The plan.
+        model: The model; its weights don't count.
+        data: The training data.
+        validation: The validation data.
+        seed: Of the run.
+        settings: More of the call.
+    """
+    variables = [(tuple(item.shape), keras.backend.standardize_dtype(item.dtype)) for item in model.variables]
+    layers = [type(layer).__name__ for layer in model.layers]
+    mark = hashlib.sha256(repr((layers, variables)).encode()).hexdigest()[:12]
+    return {
+        "plan": repr(plan),
+        "model": f"{len(layers)} layers, {model.count_params():,} parameters, {mark}",
+        "training data": _data_mark(data),
+        "validation data": _data_mark(validation),
+        "seed": str(seed),
+        **{name: repr(value) for name, value in settings.items()},
+    }
+
+
+def _data_mark(data: Any) -> str:
+    """Rows, shapes and a digest of the content: of all of it up to 256 MB, of rows evenly spread beyond; streams by type only."""
+    if data is None:
+        return "none"
+    digest = hashlib.sha256()
+    if isinstance(data, Data):
+        digest.update(
+            repr([np.asarray(part).tobytes() for part in tf.nest.flatten([] if data.labels is None else data.labels)]).encode()
+        )
+        for part in tf.nest.flatten(data.rows(np.unique(np.linspace(0, len(data) - 1, 4).astype(int))).x):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return f"{len(data)} rows of {data!r}, {digest.hexdigest()[:12]}"
+    if is_arrays(data):
+        parts = [np.asarray(leaf) for part in data if part is not None for leaf in tf.nest.flatten(part)]
+        whole = sum(part.nbytes for part in parts) <= 1 << 28
+        for part in parts:
+            rows = part if whole else part[np.unique(np.linspace(0, len(part) - 1, 1024).astype(int))]
+            digest.update(repr(rows.tolist()).encode() if rows.dtype.kind == "O" else np.ascontiguousarray(rows).data)
+        shapes = ", ".join(f"{part.dtype} {part.shape[1:]}" for part in parts)
+        return f"{row_count(data)} rows of {shapes}, {digest.hexdigest()[:12]}"
+    spec = getattr(data, "element_spec", None)
+    return type(data).__name__ if spec is None else f"a data set of {spec}"
+
+
+class Session(Watch):
+    """One call of `fit` as its checkpoints, guards and signals see it.
+
+    Args:
+        folder: The checkpoints, or None for none.
+        found: The one to go on from, or None.
+        every: As `save_every`.
+        signals: What takes signals.
+    """
+
+    def __init__(
+        self, folder: CheckpointFolder | None, found: Checkpoint | None, every: int | float | None, signals: Signals
+    ) -> None:
+        self._folder, self._found, self._every, self._signals = folder, found, every, signals
+        self.most_steps = every if isinstance(every, int) and folder is not None else None
+        self._fingerprint: Mapping[str, str] = {}
+        self._starts: dict[str, Array] = {}
+        self._history: dict[str, list[float]] = {}
+        self._records: list[PhaseRecord] = []
+        self._model: Any = None
+        self._phase: dict[str, Any] = {}
+        self._read: tuple[list[str], Reader] | None = None
+        self._random: list[Any] = []
+        self._steps = self._unsaved = 0
+        self._saved = time.perf_counter()
+        self._next = self._saved + 1.0
+        self._by_epoch = False
+        #: What the user should know of how it went.
+        self.notes: list[str] = []
+
+    # -- before training
+
+    def seed(self, given: int | None) -> int | None:
+        """The seed that was given, or that of the run that is gone on with."""
+        return int(self._found.state["fingerprint"]["seed"]) if given is None and self._found is not None else given
+
+    def check(self, marks: Mapping[str, str]) -> None:
+        """Notes what the run is.
+
+        Raises:
+            StorageError: when it isn't the run in the folder, saying in what it differs.
+        """
+        self._fingerprint = marks
+        if self._found is None or self._folder is None:
+            return
+        before = self._found.state["fingerprint"]
+        differing = [
+            f"another {name}: {_shown(before.get(name))} there, {_shown(marks.get(name))} here"
+            for name in {**before, **marks}
+            if before.get(name) != marks.get(name)
+        ]
+        if differing:
+            raise StorageError(
+                f"Going on with the run in {str(self._folder.path)!r}.",
+                found=differing,
+                cause="it is another run's folder, or the script was changed since",
+                fix="name another folder for another run, or give what the run was begun with",
+            )
+
+    def finished(self, model: Any, plans: Sequence[PhasePlan], compile_with: Callable[[Any], Any], optimizer: Any) -> Run | None:
+        """The result of a run that is finished, whose weights the model then has; else None."""
+        if self._found is None or "finished" not in self._found.state:
+            return None
+        state, arrays = self._found.state, self._found.arrays
+        _assign(_named("model", model.variables), arrays)
+        for row in plans[-1].layers:
+            row.layer.trainable = row.trained
+        with contextlib.suppress(TypeError, ValueError):  # a schedule or a class that Keras can't make again
+            optimizer = type(optimizer).from_config(state["optimizer"])
+        compile_with(optimizer)
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        with contextlib.suppress(StorageError):
+            _assign(_named("optimizer", _optimizer_variables(model.optimizer)), arrays)
+        run = state["finished"]
+        return Run(
+            history=run["history"],
+            phases=tuple(PhaseRecord(**record) for record in run["phases"]),
+            seed=run["seed"],
+            placement=run["placement"],
+            notes=tuple(run["notes"]),
+        )
+
+    # -- phases
+
+    def begin(self, model: Any, history: dict[str, list[float]], records: list[PhaseRecord], by_epoch: str) -> None:
+        """Begins the run, or goes on with it: the model gets its weights, the history what is in it."""
+        self._model, self._history, self._records, self._by_epoch = model, history, records, bool(by_epoch)
+        if self._folder is not None and by_epoch:
+            self.notes.append(f"A stopped run goes on from the beginning of an epoch: the data is {by_epoch}.")
+            warnings.warn(self.notes[-1], stacklevel=4)
+        if self._found is not None:
+            _assign(_named("model", model.variables), self._found.arrays)
+            history.update({name: list(values) for name, values in self._found.state["history"].items()})
+            self._steps = self._found.state["steps"]
+
+    def starts(self, values: dict[int, Any], variables: Sequence[Any]) -> dict[int, Any]:
+        """The weights as they were loaded at the run's beginning, which this call's needn't be; and they are kept."""
+        names = {f"start/{number}": id(item) for number, item in enumerate(variables) if id(item) in values}
+        if self._found is not None:
+            values = {key: self._found.arrays.get(name, values[key]) for name, key in names.items()}
+        self._starts = {name: np.asarray(values[key]) for name, key in names.items()}
+        return values
+
+    def done(self, index: int) -> PhaseRecord | None:
+        """What a phase did that was finished before."""
+        if self._found is None or index >= self._found.state["phase"]:
+            return None
+        return PhaseRecord(**self._found.state["records"][index])
+
+    def _here(self, index: int) -> Mapping[str, Any] | None:
+        """What was kept of the phase, when it is the one to go on with."""
+        return self._found.state if self._found is not None and index == self._found.state["phase"] else None
+
+    def decided(self, index: int) -> tuple[bool, str] | None:
+        """Whether the phase trained on features, and the words for it."""
+        here = self._here(index)
+        return None if here is None else (here["cached"], here["words"])
+
+    def is_first(self, index: int) -> bool:
+        """Whether the phase is the first of this call."""
+        return index == (0 if self._found is None else self._found.state["phase"])
+
+    def elapsed(self, index: int) -> float:
+        """How long the phase was trained before."""
+        here = self._here(index)
+        return 0.0 if here is None else float(here["elapsed"])
+
+    def begin_phase(
+        self, index: int, plan: PhasePlan, *, begun: int, trained: Any, callbacks: Any, words: str, in_full: Any, stream: Any
+    ) -> None:
+        """Begins a phase, whose optimizer is compiled.
+
+        Args:
+            index: Its number.
+            plan: The phase.
+            begun: Its first epoch.
+            trained: The model that is trained, the whole or a part.
+            callbacks: The `CallbackList`.
+            words: How the frozen part is computed.
+            in_full: The `FullSteps`, or None on features.
+            stream: What they are fed.
+        """
+        changing = [weight for row in plan.layers if row.trained for weight in row.layer.weights]
+        changing += plan.own_weights if plan.phase.train.is_everything else ()
+        self._guard = Guard(plan.phase.name, changing, self._model.variables)
+        self._states = CallbackStates(callbacks.callbacks)
+        self._trained, self._read = trained, None
+        self._random = self._random or (random_variables() if self._folder is not None else [])
+        self._in_full = in_full
+        here = self._here(index)
+        self._phase = {"phase": index, "begun": begun, "words": words, "cached": in_full is None}
+        self._name, self._begun_at = plan.phase.name, time.perf_counter() - self.elapsed(index)
+        self._at = (begun, 0)
+        if self._folder is not None and self.is_first(index):
+            for unkept in self._states.unkept():
+                warnings.warn(
+                    f"The callback {unkept}, which no checkpoint can keep: after a stop it begins anew there. Give it "
+                    "state_dict() and load_state_dict(state).",
+                    stacklevel=4,
+                )
+        if here is not None:
+            self._states.prepare(here["callbacks"])
+            self._at = (here["place"]["epoch"], here["place"]["batch"])
+            if in_full is not None:
+                stream.load_state(here["stream"])
+        elif in_full is not None:
+            in_full.begin()
+
+    def end_phase(self, first: int, count: int) -> None:
+        """Looks at the phase once more, and says what looks wrong in it."""
+        self._guard.look(self._where, {})
+        note = self._guard.unchanged()
+        self.notes += [*([note] if note else []), *loss_spikes(self._history, first=first, count=count, phase=self._name)]
+        if self._here(self._phase["phase"]) is not None:
+            self._found = None  # what comes now is new
+
+    def go_back(self) -> None:
+        """Gives the model what it had in the last good state."""
+        self._guard.go_back()
+
+    # -- what the loop tells
+
+    def place(self) -> Place | None:
+        here = self._here(self._phase["phase"])
+        if here is None or self._found is None:
+            return None
+        place = here["place"]
+        return Place(place["epoch"], place["batch"], unpack(place["logs"], self._found.arrays))
+
+    def restore(self) -> None:
+        found = self._found
+        assert found is not None
+        _assign(self._named(), found.arrays)
+        load_random_state(found.state["random"], found.arrays)
+        self._states.load(found.state["callbacks"], found.arrays)
+        self._model.stop_training = found.state["stop"]
+
+    def steps_begin(self) -> None:
+        self._signals.waits = True
+
+    def steps_end(self) -> None:
+        self._signals.waits = False
+
+    def stepped(self, epoch: int, batch: int, logs: Any) -> None:
+        steps = batch - self._at[1] if epoch == self._at[0] else batch
+        self._at = (epoch, batch)
+        self._steps += steps
+        self._unsaved += steps
+        self._guard.stepped(steps, self._where, logs)
+        if self._folder is None:
+            return
+        if self._signals.received is not None:
+            if self._by_epoch:
+                self._signals.stop("the beginning of this epoch")
+            self._leave(Place(epoch, batch, logs))
+        if not self._by_epoch and self._is_due():
+            self._save(Place(epoch, batch, logs))
+
+    def epoch_ended(self, epoch: int, logs: Mapping[str, Any]) -> None:
+        self._at = (epoch + 1, 0)
+        if self._folder is None:
+            return
+        if self._signals.received is not None:
+            self._leave(Place(epoch + 1, 0, logs))
+        if self._by_epoch or self._is_due():
+            self._save(Place(epoch + 1, 0, logs))
+
+    def _where(self) -> str:
+        epoch, batch = self._at
+        return (
+            f"step {self._steps}, after batch {batch} of epoch {epoch}" if batch else f"step {self._steps}, before epoch {epoch}"
+        )
+
+    def _is_due(self) -> bool:
+        if self._folder is None or self._folder.busy:
+            return False
+        if isinstance(self._every, int):
+            return self._unsaved >= self._every
+        now = time.perf_counter()
+        if self._every is not None:
+            return now - self._saved >= self._every
+        if now < self._next:
+            return False
+        # What the last one cost is known when it is written.
+        return now - self._saved >= (self._cost + self._folder.seconds) / _SHARE
+
+    _cost = 0.0
+
+    # -- saving
+
+    def _named(self) -> list[tuple[str, Any]]:
+        model, optimizer = self._trained, self._model.optimizer
+        return [
+            *_named("model", self._model.variables),
+            *_named("optimizer", _optimizer_variables(optimizer)),
+            *_named("metrics", model.metrics_variables),
+            *_named("random", self._random),
+        ]
+
+    def _save(self, place: Place) -> None:
+        assert self._folder is not None
+        begun = time.perf_counter()
+        if self._read is None:
+            named = self._named()
+            self._read = ([name for name, _ in named], Reader([variable for _, variable in named]))
+        names, reader = self._read
+        values = reader()
+        arrays: dict[str, Array] = dict(self._starts)
+        state = {
+            **self._phase,
+            "format": _FORMAT,
+            "fingerprint": dict(self._fingerprint),
+            "versions": {"keras": keras.__version__, "tensorflow": tf.__version__},
+            "place": {
+                "epoch": place.epoch,
+                "batch": place.batch,
+                "logs": pack({name: np.asarray(value)[()] for name, value in place.logs.items()}, arrays, "logs"),
+            },
+            "steps": self._steps,
+            "stop": bool(self._model.stop_training),
+            "history": self._history,
+            "records": [dataclasses.asdict(record) for record in self._records],
+            "elapsed": begun - self._begun_at,
+            "stream": {} if self._in_full is None else self._in_full.state(),
+            "random": random_state(arrays),
+            "callbacks": self._states.pack(arrays),
+        }
+        text = json.dumps(state)  # now: the history goes on while the thread writes
+
+        def make() -> tuple[Mapping[str, Any], Mapping[str, Array]] | None:
+            for name, parts in zip(names, values, strict=True):
+                for number, part in enumerate(parts):
+                    arrays[_part(name, number)] = as_array(part)
+            finite = all(_is_finite(array) for name, array in arrays.items() if name.startswith("model/"))
+            return (json.loads(text), arrays) if finite else None
+
+        self._folder.write(make)
+        self._unsaved, self._saved = 0, time.perf_counter()
+        self._cost = self._saved - begun
+
+    def _leave(self, place: Place) -> None:
+        """Writes a checkpoint and ends the run."""
+        assert self._folder is not None
+        self._folder.settle()
+        self._save(place)
+        self._folder.settle(strict=True)
+        self._signals.stop(f"step {self._steps}")
+
+    def finish(self, run: Run) -> None:
+        """Writes down that the run is finished, and what it gave."""
+        if self._folder is None:
+            return
+        self._folder.settle()
+        model = self._model
+        state = {
+            "format": _FORMAT,
+            "fingerprint": dict(self._fingerprint),
+            "finished": run.to_dict(),
+            "optimizer": _config(model.optimizer),
+        }
+        named = [*_named("model", model.variables), *_named("optimizer", _optimizer_variables(model.optimizer))]
+        values = Reader([variable for _, variable in named])()
+        arrays = {
+            _part(name, number): as_array(part)
+            for (name, _), parts in zip(named, values, strict=True)
+            for number, part in enumerate(parts)
+        }
+        self._folder.write(lambda: (state, arrays))
+        self._folder.settle(strict=True)
+
+
+def _config(optimizer: Any) -> Any:
+    try:
+        return json.loads(json.dumps(optimizer.get_config()))
+    except (TypeError, ValueError, NotImplementedError):
+        return None
+
+
+def _shown(text: str | None) -> str:
+    text = "nothing" if text is None else text
+    return text if len(text) <= 200 else f"{text[:160]} … {text[-30:]}"
+
+
+def _is_finite(array: Array) -> bool:
+    if array.dtype.kind not in "fV":
+        return True
+    return bool(np.isfinite(array.astype("float32") if array.dtype.kind == "V" else array).all())
+
+
+def _named(kind: str, variables: Sequence[Any]) -> list[tuple[str, Any]]:
+    return [(f"{kind}/{number}", variable) for number, variable in enumerate(variables)]
+
+
+def _part(name: str, number: int) -> str:
+    return f"{name}.{number}" if number else name
+
+
+def _optimizer_variables(optimizer: Any) -> list[Any]:
+    if optimizer is None:
+        return []
+    both = [*optimizer.variables, *getattr(getattr(optimizer, "inner_optimizer", None), "variables", [])]
+    return list({id(variable): variable for variable in both}.values())
+
+
+def _assign(named: Sequence[tuple[str, Any]], arrays: Mapping[str, Array]) -> None:
+    """Gives variables what a checkpoint holds for them, checked before the first is changed."""
+    pairs = [(_part(name, number), part) for name, variable in named for number, part in enumerate(copies_of(variable))]
+    wrong = [
+        f"{name}: {'nothing' if name not in arrays else tuple(arrays[name].shape)} for a variable of shape {tuple(part.shape)}"
+        for name, part in pairs
+        if name not in arrays or tuple(arrays[name].shape) != tuple(part.shape)
+    ]
+    if wrong:
+        raise StorageError(
+            "Going on with a run from its checkpoint.",
+            found=wrong[:5],
+            cause="model, optimizer or metrics keep other state than when it was written: another version, or other devices",
+            fix="go on with the versions and devices it was begun with, or start anew in another folder",
+        )
+    for name, part in pairs:
+        part.assign(arrays[name])
