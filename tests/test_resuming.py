@@ -398,6 +398,7 @@ def test_a_signal_ends_the_run_after_the_step_and_it_goes_on(number: int, hook: 
         )
     assert signal.getsignal(number) is before
     if number == signal.SIGTERM:
+        assert isinstance(caught.value, SystemExit)
         assert caught.value.code == 75
     else:
         assert isinstance(caught.value, KeyboardInterrupt)

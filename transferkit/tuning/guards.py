@@ -196,7 +196,7 @@ class Guard:
 
 
 def _bytes(variable: Any) -> int:
-    return 4 * math.prod(variable.shape)
+    return 4 * int(math.prod(variable.shape))
 
 
 def loss_spikes(history: Mapping[str, Sequence[float]], *, first: int, count: int, phase: str) -> list[str]:

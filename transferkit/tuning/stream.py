@@ -72,15 +72,17 @@ class Stream:
         self.by_epoch = _by_epoch(data)
 
     def open(self, number: int, first: int = 0) -> Any:
-        """The batches of pass `number` from `first` on, as a data set; to be gone over before the next is opened."""
-        self.number, self._first = number, first
+        """The batches of pass `number` from `first` on, after those to be dropped; to be gone over before the next is opened."""
+        self.number, self._first = number, first - self.dropped(first)
         self._failure = None  # what fails is read some batches ahead of the step that asks for it
         self.opened += 1
-        if first and isinstance(self._data, tf.data.Dataset):
-            return self._made(first)
         if self._whole is None:
-            self._whole = self._made(0)
+            self._whole = self._made()
         return self._whole
+
+    def dropped(self, first: int) -> int:
+        """How many batches whoever opens a pass at `first` must read and drop."""
+        return first if isinstance(self._data, tf.data.Dataset) else 0
 
     def load_state(self, state: Mapping[str, int]) -> None:
         """Goes to where `FullSteps.state` was taken."""
@@ -92,12 +94,12 @@ class Stream:
             self.begin_epoch()
             self.end_epoch()
 
-    def _made(self, first: int) -> Any:
+    def _made(self) -> Any:
         data = self._data
         if self._rows:
             dataset = ordered_dataset(data, batch_size=self._size, order=self._order, counted=False, failed=self._failed)
         elif isinstance(data, tf.data.Dataset):
-            dataset = self._looked_at(data.skip(first) if first else data, first)
+            dataset = self._looked_at(data)
         else:
             dataset = self._generated()
         dataset = self._targets.training(dataset, seed=self._seed, epoch=lambda: self.number, start=lambda: self._first)
@@ -121,7 +123,7 @@ class Stream:
     def _failed(self, error: BaseException) -> None:
         self._failure = error
 
-    def _looked_at(self, dataset: Any, first: int) -> Any:
+    def _looked_at(self, dataset: Any) -> Any:
         """The batches of a data set of TensorFlow's, each looked at as it passes."""
         checks = self._checks
         if checks is None:
@@ -129,7 +131,7 @@ class Stream:
 
         def passing(number: Any, item: Any) -> Any:
             parts = item if isinstance(item, tuple) else (item,)
-            with tf.control_dependencies(checks.in_graph(parts, number + first)):
+            with tf.control_dependencies(checks.in_graph(parts, number)):
                 return tf.nest.map_structure(tf.identity, item)
 
         # A few ahead of the step, so that it doesn't wait.
@@ -396,7 +398,10 @@ class FullSteps:
         dataset = self._stream.open(number, first)
         if tf.distribute.has_strategy():
             dataset = self._model.distribute_strategy.experimental_distribute_dataset(dataset)
-        return iter(dataset)
+        iterator = iter(dataset)
+        for _ in range(self._stream.dropped(first)):
+            next(iterator)
+        return iterator
 
     def warm(self, epoch: int, first: int) -> None:
         stream = self._stream
