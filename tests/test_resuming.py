@@ -194,7 +194,7 @@ def test_a_stopped_run_on_features_is_the_run_that_was_not(tmp_path: Path) -> No
     assert same(state_of(again), state_of(model))
 
 
-@pytest.mark.parametrize("make", [batches, Sequence, lambda: Sequence(workers=2)], ids=["tf.data", "PyDataset", "threads"])
+@pytest.mark.parametrize("make", [Sequence, lambda: Sequence(workers=2)], ids=["PyDataset", "threads"])
 def test_data_in_batches_goes_on_at_the_batch(make: Callable[[], Any], tmp_path: Path) -> None:
     check(small(), tmp_path, [("batch", 4), ("epoch", 6), ("batch", 15)], make)
 
