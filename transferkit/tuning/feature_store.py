@@ -92,7 +92,8 @@ class _Writer:
 
     def abandon(self) -> None:
         for file in self._files:
-            file.close()
+            with contextlib.suppress(OSError):  # a full disk, which was told of before
+                file.close()
 
 
 class FeatureStore:
