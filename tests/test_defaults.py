@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import transferkit as tk
 
@@ -23,19 +24,43 @@ def data(rows: int) -> Any:
     return (random.normal(size=(rows, 4)) + 2 * y[:, None]).astype("float32"), y
 
 
-@pytest.mark.parametrize(("rows", "epochs"), [(60, 40), (4_800, 10), (100_000, 6)])
-def test_small_data_is_gone_over_more_often(rows: int, epochs: int) -> None:
+@pytest.mark.parametrize(("rows", "epochs"), [(60, (40, 27)), (4_800, (5, 7)), (100_000, (5, 4))])
+def test_small_data_is_gone_over_more_often(rows: int, epochs: tuple[int, int]) -> None:
     plan = tk.FineTuner.default(model(2), (np.zeros((rows, 4), "float32"), np.zeros(rows, int)))
-    assert sum(phase.epochs for phase in plan.phases()) == epochs
+    assert tuple(phase.epochs for phase in plan.phases()) == epochs
+
+
+def test_where_features_cannot_be_kept_the_head_has_a_third() -> None:
+    batches = tf.data.Dataset.from_tensor_slices((np.zeros((320, 4), "float32"), np.zeros(320, int))).batch(32)
+    plan = tk.FineTuner.default(model(2), batches, epochs=12)
+    assert [(phase.epochs, phase.learning_rate) for phase in plan.phases()] == [(4, 1e-3), (8, 2e-3)]
+
+
+def test_a_step_moves_the_heads_outputs_alike_whatever_the_features_size() -> None:
+    network = model(2)
+    x, y = data(60)
+    features = keras.Model(network.input, network.layers[-1].input)(x).numpy()
+    rate = tk.FineTuner.default(network, (x, y)).phases()[0].learning_rate
+    assert rate is not None
+    assert 0.3e-2 < rate < 1e-2
+    assert rate == pytest.approx(0.1 / np.abs(features).sum(1).mean(), rel=0.5)
+    larger = tk.FineTuner.default(network, (10 * x, y)).phases()[0].learning_rate
+    assert larger is not None
+    assert larger < rate / 5
+
+
+def test_deep_networks_train_at_a_lower_rate() -> None:
+    rates = [tk.FineTuner.default(model(depth), data(60)).phases()[1].learning_rate for depth in (1, 3, 20)]
+    assert rates == [3e-3, 1e-3, 3e-4]
 
 
 def test_the_head_comes_first_and_the_plan_learns() -> None:
     network = model(2)
     plan = tk.FineTuner.default(network, data(96), epochs=30)
-    assert [(phase.name, phase.epochs) for phase in plan.phases()] == [("head", 10), ("all", 20)]
+    assert [(phase.name, phase.epochs) for phase in plan.phases()] == [("head", 40), ("all", 20)]
     run = plan.fit(network, data(96), batch_size=8, seed=0, verbose=0)
     losses = run.history["loss"]
-    assert losses[29] < losses[9] < losses[0], "each phase helps"
+    assert losses[59] < losses[39] < losses[0], "each phase helps"
 
 
 def test_a_model_that_is_all_head_has_one_phase() -> None:
@@ -59,7 +84,7 @@ def test_every_step_is_explained() -> None:
     )
     text = str(plan.explain())
     for words in (
-        "trains Layers.head() for 1 epochs at a learning rate of 0.003; everything else is frozen",
+        "trains Layers.head() for 40 epochs at a learning rate of",
         "first the head alone, so that a random one doesn't tear the loaded weights (LP-FT, Kumar et al. 2022)",
         "each block below the head at 0.8 × the rate of the one above it",
         "multiplies the rate of Layers.head() by 2.0",

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from transferkit._keras import keras
 from transferkit._table import Table
-from transferkit.building.heads import heads_of
+from transferkit.building.heads import head_layers, heads_of
 from transferkit.data import Data, is_arrays, row_count
 from transferkit.tuning.layers import Layers
 from transferkit.tuning.rates import blocks_of
@@ -27,6 +29,10 @@ def _rows(data: Any) -> int | None:
     return 32 * int(count) if count is not None and int(count) > 0 else None
 
 
+#: Steps in which Adam settles a head on fixed features.
+_HEAD_STEPS = 600
+
+
 def default_plan(empty: Any, model: Any, data: Any, *, epochs: int | None) -> Any:
     """The default phases and settings on an empty plan.
 
@@ -34,18 +40,43 @@ def default_plan(empty: Any, model: Any, data: Any, *, epochs: int | None) -> An
         empty: A `FineTuner()`.
         model: A built model.
         data: What `fit` will be given.
-        epochs: Epochs in all, or None.
+        epochs: How often the data may go through the whole network, or None.
     """
     heads_of(model)
     rows = _rows(data)
     if epochs is None:
         # About 1,500 steps of 32 rows, which settles a small set, within reason at both ends.
         epochs = 10 if rows is None else min(40, max(6, round(1_500 * 32 / max(rows, 1))))
-    if len(blocks_of(model)) < 2 or epochs < 2:
+    body = len(blocks_of(model)) - 1
+    if body < 1 or epochs < 2:
         return empty.phase("all", train=Layers.all(), epochs=epochs, learning_rate=1e-3, schedule="cosine")
-    first = max(1, round(epochs / 3))
-    plan = empty.phase("head", train=Layers.head(), epochs=first, learning_rate=3e-3, schedule="cosine")
-    return plan.phase("all", train=Layers.all(), epochs=epochs - first, learning_rate=1e-3, layer_decay=0.8, schedule="cosine")
+    deep = max(1, round(epochs * 2 / 3))
+    # What is frozen is computed once, so the head may well go on until it has settled; where it can't be, it has a third.
+    head = epochs - deep
+    if rows is not None and (isinstance(data, Data) or is_arrays(data)):
+        head = max(head, min(40, max(5, round(_HEAD_STEPS * 32 / rows))))
+    # Under Adam every layer moves by about the rate, and what they do to the output adds up over the depth.
+    rate = max(3e-4, min(3e-3, float(f"{3e-3 / body:.1g}")))
+    plan = empty.phase("head", train=Layers.head(), epochs=head, learning_rate=_head_rate(model, data), schedule="cosine")
+    return plan.phase("all", train=Layers.all(), epochs=deep, learning_rate=rate, layer_decay=0.8, schedule="cosine")
+
+
+def _head_rate(model: Any, data: Any) -> float:
+    """The rate at which a step of Adam moves an output of the head by about 0.1, as it moves each weight by about the rate.
+
+    Read from what the head is given for the first rows; 0.001 where that can't be looked at.
+    """
+    heads = head_layers(model)
+    if len(heads) != 1 or not (isinstance(data, Data) or is_arrays(data)):
+        return 1e-3
+    rows = np.arange(min(64, len(data) if isinstance(data, Data) else row_count(data)))
+    x = data.rows(rows).x if isinstance(data, Data) else keras.tree.map_structure(lambda array: np.asarray(array)[rows], data[0])
+    try:
+        given = keras.ops.convert_to_numpy(keras.Model(model.input, heads[0].input)(x, training=False))
+    except (AttributeError, TypeError, ValueError):  # no graph to read: a subclassed model, a head that is called twice
+        return 1e-3
+    moved = float(np.abs(given).sum(-1).mean())
+    return max(3e-4, min(1e-2, float(f"{0.1 / moved:.1g}"))) if np.isfinite(moved) and moved > 0 else 1e-3
 
 
 _WORDS = {
@@ -62,6 +93,9 @@ _WORDS = {
     "mixup": "blends pairs of rows and labels, λ ~ Beta({alpha}, {alpha}) (Zhang et al. 2018)",
     "cutmix": "pastes part of one image into another, area ~ Beta({alpha}, {alpha}) (Yun et al. 2019)",
     "ema": "keeps a moving average of the weights with momentum {momentum}, which validation sees and the model is left with",
+    "lora": "trains {layers} through factors of rank {rank}, added into the kernels when a phase ends (LoRA, Hu et al. 2022)",
+    "stochastic_depth": "drops residual branches in training, the last with probability {rate} (Huang et al. 2016)",
+    "cache": "computes what is frozen once: {cache}",
     "swa": "leaves the model with the mean of the weights of the last {last:.0%} of each phase's epochs (Izmailov et al. 2018)",
 }
 
