@@ -240,3 +240,11 @@ def test_custom_parts_work_unchanged() -> None:
     np.testing.assert_allclose(layer(np.full((1, 4), 2.0)), np.full((1, 3), 64.0))
     assert type(layer.kernel_constraint) is NonNegative
     assert model.get_layer("made").units == 2
+
+
+def test_an_unknown_activation_is_told_with_near_names() -> None:
+    with pytest.raises(errors.PlanError) as caught:
+        tk.ModelBuilder((4,)).dense(3, "rellu")
+    assert "no activation named 'rellu' (did you mean 'relu'" in str(caught.value)
+    with pytest.raises(errors.PlanError):
+        tk.ModelBuilder((8, 8, 3)).conv(3, activation="sofmax")

@@ -10,7 +10,7 @@ import pytest
 
 import transferkit as tk
 from transferkit import errors
-from transferkit.tuning.lr_finder import _valley, find_batch_size, find_learning_rate
+from transferkit.tuning.lr_finder import LearningRates, _valley, find_batch_size, find_learning_rate
 
 Array = Any
 
@@ -89,3 +89,13 @@ def test_the_batch_grows_until_the_limit() -> None:
     big = keras.Sequential([keras.Input((6,)), keras.layers.Dense(400_000), keras.layers.Dense(3)])
     limited = find_batch_size(big, problem(8), limit=2**26, largest=4096)
     assert limited.best < 4096
+
+
+def test_a_planned_rate_far_from_the_suggestion_is_told() -> None:
+    def found(planned: float | None) -> LearningRates:
+        return LearningRates((1e-4, 1e-3), (2.0, 1.0), suggestion=1e-3, steepest=5e-4, phase="all", planned=planned)
+
+    assert found(0.1).warning == "The plan's rate of 0.1 is 1e+02 times the suggestion: it may diverge."
+    assert found(1e-5).warning == "The plan's rate of 1e-05 is 1e+02 times less than suggested: it may hardly move."
+    assert found(0.1).warning in str(found(0.1))
+    assert [found(rate).warning for rate in (None, 1e-3, 4e-3, 3e-4)] == [""] * 4

@@ -8,14 +8,14 @@ included, at each use: a configuration alone would lose what it learned.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from transferkit._keras import keras
 from transferkit._plan import JsonValue, register_value
 from transferkit.errors import ModelError, PlanError, did_you_mean
 
-__all__ = ["FunctionReference", "HeldModel", "KerasObject", "as_value", "copy_of"]
+__all__ = ["FunctionReference", "HeldModel", "KerasObject", "as_value", "check_names", "copy_of"]
 
 
 @register_value
@@ -263,3 +263,30 @@ def _is_object(thing: Any) -> bool:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def check_names(kind: str, given: Any, module: Any, *, also: Sequence[str] = ()) -> None:
+    """Raises a PlanError for names that Keras doesn't know, with near ones.
+
+    Args:
+        kind: What they name: "loss", "metric", "activation".
+        given: A name, or anything that may hold names; what isn't text is passed over.
+        module: Where Keras keeps them, `keras.losses` and the like.
+        also: Other names that are known.
+    """
+    unknown = []
+    for name in keras.tree.flatten(given):
+        if isinstance(name, str) and name not in also:
+            try:
+                module.get(name)
+            except ValueError:
+                unknown.append(name)
+    if unknown:
+        known = [*also, *(name for name in dir(module) if callable(getattr(module, name)) and not name.startswith("_"))]
+        known = [name for name in known if name not in ("get", "serialize", "deserialize")]
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise PlanError(
+            f"Choosing {article} {kind}.",
+            found=[f"no {kind} named {name!r}{did_you_mean(name, known)}" for name in unknown],
+            cause="it is misspelt, or one of yours, which has to be given itself and not by name",
+        )

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, final
 from typing_extensions import Self
 
 from transferkit._keras import keras
-from transferkit._objects import FunctionReference, HeldModel, KerasObject, as_value
+from transferkit._objects import FunctionReference, HeldModel, KerasObject, as_value, check_names
 from transferkit._plan import FrozenMapping, Plan, Step
 from transferkit.building.backbones import BACKBONES, backbone_model, check_name, preprocess
 from transferkit.building.heads import make_head
@@ -86,6 +86,7 @@ class ModelBuilder(Plan):
         """
         _positive("ModelBuilder.dense", units=units)
         kept = {key: as_value(value) for key, value in options.items()}
+        check_names("activation", activation, keras.activations)
         return self._then("dense", units=units, activation=as_value(activation), name=name, options=kept)
 
     def conv(
@@ -103,6 +104,7 @@ class ModelBuilder(Plan):
         """
         _positive("ModelBuilder.conv", filters=filters, kernel_size=kernel_size)
         kept = {key: as_value(value) for key, value in options.items()}
+        check_names("activation", activation, keras.activations)
         return self._then(
             "conv", filters=filters, kernel_size=kernel_size, activation=as_value(activation), name=name, options=kept
         )

@@ -39,6 +39,7 @@ class LearningRates(Tabular):
         suggestion: A rate to train at.
         steepest: The rate at which the loss fell fastest.
         phase: The phase it is for.
+        planned: The rate the plan has for it; None where it is the optimizer's own.
     """
 
     rates: tuple[float, ...]
@@ -46,6 +47,16 @@ class LearningRates(Tabular):
     suggestion: float
     steepest: float
     phase: str
+    planned: float | None = None
+
+    @property
+    def warning(self) -> str:
+        """What to know about the plan's own rate; empty where it is within a factor of five of the suggestion."""
+        if self.planned is None or 1 / 5 <= self.planned / self.suggestion <= 5:
+            return ""
+        times = self.planned / self.suggestion
+        far = f"{times:.2g} times the suggestion" if times > 1 else f"{1 / times:.2g} times less than suggested"
+        return f"The plan's rate of {self.planned:.2g} is {far}: it may {'diverge' if times > 1 else 'hardly move'}."
 
     def table(self) -> Table:
         """The curve, in about twelve rows, with the suggestion marked."""
@@ -57,7 +68,10 @@ class LearningRates(Tabular):
             rows.append((f"{rate:.2g}", f"{loss:.4g}", bar))
         note = f"Suggestion: {self.suggestion:.2g} (the loss falls fastest at {self.steepest:.2g})."
         return Table(
-            columns=(">rate", ">loss", ""), rows=rows, title=f"Learning rates for the phase {self.phase!r}", notes=(note,)
+            columns=(">rate", ">loss", ""),
+            rows=rows,
+            title=f"Learning rates for the phase {self.phase!r}",
+            notes=(note, *([self.warning] if self.warning else [])),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,6 +82,8 @@ class LearningRates(Tabular):
             "suggestion": self.suggestion,
             "steepest": self.steepest,
             "phase": self.phase,
+            "planned": self.planned,
+            "warning": self.warning,
         }
 
 
@@ -246,6 +262,7 @@ def find_learning_rate(
         suggestion=_valley(tried, losses),
         steepest=float(tried[int(np.argmin(np.gradient(losses)))]),
         phase=plan.phase.name,
+        planned=plan.phase.learning_rate,
     )
 
 
