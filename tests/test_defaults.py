@@ -42,11 +42,10 @@ def test_a_step_moves_the_heads_outputs_alike_whatever_the_features_size() -> No
     features = keras.Model(network.input, network.layers[-1].input)(x).numpy()
     rate = tk.FineTuner.default(network, (x, y)).phases()[0].learning_rate
     assert rate is not None
-    assert 0.3e-2 < rate < 1e-2
-    assert rate == pytest.approx(0.1 / np.abs(features).sum(1).mean(), rel=0.5)
-    larger = tk.FineTuner.default(network, (10 * x, y)).phases()[0].learning_rate
+    assert rate == pytest.approx(min(1e-2, 0.1 / np.abs(features).sum(1).mean()), rel=0.5)
+    larger = tk.FineTuner.default(network, (100 * x, y)).phases()[0].learning_rate
     assert larger is not None
-    assert larger < rate / 5
+    assert 3e-4 <= larger < rate / 5
 
 
 def test_deep_networks_train_at_a_lower_rate() -> None:

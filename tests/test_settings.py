@@ -409,3 +409,34 @@ def test_everything_at_once_on_two_devices_is_close_to_one() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert float(done.stdout.split()[-1]) < 1e-5
+
+
+def test_recalibrated_batch_norm_has_the_datas_statistics_and_keeps_them() -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.BatchNormalization(name="low"),
+            keras.layers.Dense(6, name="body"),
+            keras.layers.BatchNormalization(name="high"),
+            keras.layers.Dense(3, name="head"),
+        ]
+    )
+    for name in ("low", "high"):
+        model.get_layer(name).moving_mean.assign(np.full(model.get_layer(name).moving_mean.shape, 7.0))
+    x = np.random.default_rng(0).normal(2.0, 3.0, size=(64, 4)).astype("float32")
+    y = np.arange(64) % 3
+    top = tk.FineTuner().phase("top", train=tk.Layers.above("low"), epochs=3).batch_norm("recalibrate").cache(False)
+    assert "statistics recalibrated" in str(top.describe(model))
+    start = model.get_layer("body").get_weights()
+    low = [np.array(weight) for weight in model.get_layer("low").weights]
+    top.fit(model, (x, y), batch_size=64, seed=0, verbose=0)
+    for weight, before in zip(model.get_layer("low").weights, low, strict=True):
+        np.testing.assert_array_equal(weight, before)  # frozen: not recalibrated either
+    gamma, beta, mean, variance = low
+    inputs = gamma * (x - mean) / np.sqrt(variance + 1e-3) + beta
+    reached = inputs @ start[0] + start[1]
+    high = model.get_layer("high")
+    np.testing.assert_allclose(high.moving_mean, reached.mean(0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(high.moving_variance, reached.var(0), rtol=1e-3)
+    np.testing.assert_array_equal(high.gamma, np.ones(6))

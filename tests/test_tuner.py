@@ -530,3 +530,18 @@ def test_mirrored_on_two_logical_devices_is_close_to_one_device() -> None:
     difference, refusal = done.stdout.strip().splitlines()[-2:]
     assert float(difference) < 1e-5
     assert refusal == "  found: a model built outside the placement's scope, so that its weights are on one device only"
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda: tk.FineTuner().loss("mse_"), "no loss named 'mse_' (did you mean 'mse'"),
+        (lambda: tk.FineTuner().loss({"a": "mse", "b": "categorical_crossentrpy"}), "'categorical_crossentropy'"),
+        (lambda: tk.FineTuner().metrics("acuracy"), "no metric named 'acuracy' (did you mean 'accuracy'"),
+        (lambda: tk.FineTuner().metrics({"a": ["mae", "AUCC"]}), "no metric named 'AUCC' (did you mean 'AUC'"),
+    ],
+)
+def test_names_keras_does_not_know_are_told_with_near_ones(make: Any, found: str) -> None:
+    with pytest.raises(errors.PlanError) as caught:
+        make()
+    assert found in str(caught.value)

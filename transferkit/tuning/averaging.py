@@ -106,7 +106,7 @@ class StochasticWeightAverage(keras.callbacks.Callback):
                 weight.assign(mean.astype(weight.dtype))
 
 
-def recalibrate_batch_norm(model: Any, data: Any, *, batch_size: int = 32) -> int:
+def recalibrate_batch_norm(model: Any, data: Any, *, batch_size: int = 32, layers: Sequence[Any] | None = None) -> int:
     """Sets the statistics of every BatchNorm layer that isn't frozen to those of `data`: needed after weights are averaged.
 
     The mean over all batches, each counted alike, as in SWA. Changes these statistics only.
@@ -115,13 +115,19 @@ def recalibrate_batch_norm(model: Any, data: Any, *, batch_size: int = 32) -> in
         model: A built model.
         data: Whatever `fit` takes; labels aren't used.
         batch_size: Rows in a batch of in-memory data; at least as many as in training.
+        layers: The BatchNorm layers to set, frozen or not, while all others use the statistics they have; None for those that
+            aren't frozen.
 
     Returns:
         How many layers were set.
     """
-    norms = [layer for layer in _layers(model) if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
+    every = [layer for layer in _layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    norms = [layer for layer in every if layer.trainable] if layers is None else list(layers)
     if not norms:
         return 0
+    flags = [(layer, layer.trainable) for layer in every]
+    for layer in every:
+        layer.trainable = any(layer is chosen for chosen in norms)
     others = {id(weight) for layer in norms for weight in (layer.moving_mean, layer.moving_variance)}
     kept = [(weight, weight.numpy()) for weight in model.variables if id(weight) not in others]
     momenta = [layer.momentum for layer in norms]
@@ -133,6 +139,8 @@ def recalibrate_batch_norm(model: Any, data: Any, *, batch_size: int = 32) -> in
     finally:
         for layer, momentum in zip(norms, momenta, strict=True):
             layer.momentum = momentum
+        for layer, trainable in flags:
+            layer.trainable = trainable
         for weight, value in kept:  # dropout's seeds, and whatever else a forward pass writes
             weight.assign(value)
     return len(norms)

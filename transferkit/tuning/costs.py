@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from transferkit._keras import keras
-from transferkit.tuning.phases import PhasePlan, ResolvedLayer, parts_of
+from transferkit.tuning.noise import parts_of
+from transferkit.tuning.phases import PhasePlan, ResolvedLayer
 
 __all__ = ["PhaseCost", "cost_of", "forward_flops", "slots_of"]
 
@@ -131,17 +132,19 @@ def cost_of(
         backward += flops * (int(row.trained) + int(index > first))
         if index >= first:
             activations += batch_size * sum(_bytes_of_output(row.layer))
-    learning = [weight for row in plan.layers if row.trained for weight in _trained(row)]
+    learning = sum(
+        4 * row.trained_parameters if row.low_rank is not None else _bytes(_trained(row)) for row in plan.layers if row.trained
+    )
     if plan.phase.train.is_everything:
-        learning += plan.own_weights
+        learning += _bytes(plan.own_weights)
     return PhaseCost(
         flops=tuple(flops for flops, _ in counted),
         once=total_once,
         forward=forward,
         backward=backward,
         weights=sum(_bytes(row.layer.weights) for row in plan.layers) + _bytes(plan.own_weights),
-        gradients=_bytes(learning),
-        slots=round((slots_of(optimizer) + own_slots) * _bytes(learning)),
+        gradients=learning,
+        slots=round((slots_of(optimizer) + own_slots) * learning),
         activations=activations,
         batch_size=batch_size,
         features=row_bytes * (1 if rows is None else rows),

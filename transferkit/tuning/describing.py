@@ -157,4 +157,6 @@ def _mode(row: ResolvedLayer) -> str:
     if row.silenced:
         return "off"
     mode = "trained" if row.trained else "frozen"
+    if row.low_rank is not None:
+        return f"trained by factors of rank {row.low_rank.rank}"
     return f"{mode}, statistics {row.batch_norm}" if row.batch_norm else mode

@@ -180,6 +180,9 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
     optimizer: Any = None
     begun = 0
     for index, plan in enumerate(plans):
+        target = [row.layer for row in plan.layers if row.batch_norm == "recalibrated"]
+        if target:
+            recalibrate_batch_norm(model, job.data, batch_size=job.batch_size, layers=target)
         with in_effect(model, plan):
             previous, optimizer = (
                 optimizer,
@@ -276,6 +279,9 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
         begun += ran
     # A model that leaves the library opens without it: a plain optimizer, and the loss without what training did to it.
     plain = as_plain(optimizer)
+    if any(row.lowered for row in plans[-1].layers):  # its slots are of factors that are gone
+        plain = type(plain).from_config(plain.get_config())
+        plain.build(model.trainable_variables)
     if plain is not optimizer or minimised is not job.objective:
         compile_as_given(model, job, plain)
     return state.history, records

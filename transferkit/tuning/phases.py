@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 
 from transferkit._keras import keras
-from transferkit.building.graph import NOISE
 from transferkit.building.heads import leaf_layers
 from transferkit.errors import TrainingError, shorten
 from transferkit.tuning.layers import Layers
+from transferkit.tuning.low_rank import Lowered, LowRank, lower, lowerable
+from transferkit.tuning.noise import drops_paths, noise_attribute, parts_of, restore, set_stochastic_depth, turn_off
 from transferkit.tuning.rates import multipliers_of
 
 __all__ = ["BATCH_NORM_POLICIES", "Phase", "PhasePlan", "ResolvedLayer", "in_effect", "resolve"]
 
-BATCH_NORM_POLICIES = ("freeze", "adapt")
+BATCH_NORM_POLICIES = ("freeze", "adapt", "recalibrate")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Phase:
         learning_rate: The optimizer's, or None for the one it was given with.
         layer_decay: What each block's rate is multiplied with for every block above it, or None for one rate.
         schedule: The course of the rate over the phase (`Schedule`, or a Keras schedule), or None for a constant one.
+        stochastic_depth: How often the last residual branch is dropped, those before it less; None as the model has it.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Phase:
     learning_rate: float | None
     layer_decay: float | None = None
     schedule: Any = None
+    stochastic_depth: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,14 @@ class ResolvedLayer:
         path: Its name, with those of the models it lies in.
         layer: The layer.
         trained: Whether its weights train.
-        batch_norm: For BatchNorm, `frozen` (its statistics are used and kept) or `adapts` (the batch's are used, its own move);
-            else empty.
+        batch_norm: For BatchNorm, `frozen` (its statistics are used and kept), `adapts` (the batch's are used, its own move) or
+            `recalibrated` (they are the training data's from the phase's start on, and kept); else empty.
         silenced: Whether its dropout or noise is off, because what comes after it is frozen.
         parameters: How many numbers its weights hold.
         shape: Of its output, as text.
         multiplier: Factor on the learning rate.
         frozen_parts: The BatchNorm layers within it that stay frozen though it trains.
+        lowered: The parts of it that train through factors, and how; their kernels stay as they are until the phase ends.
     """
 
     path: str
@@ -73,6 +77,21 @@ class ResolvedLayer:
     shape: str
     multiplier: float = 1.0
     frozen_parts: tuple[Any, ...] = field(default=(), repr=False)
+    lowered: tuple[Any, ...] = field(default=(), repr=False)
+    low_rank: LowRank | None = None
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers train: the factors' instead of the kernels' where there are factors."""
+        if not self.trained:
+            return 0
+        whole = self.parameters
+        if self.low_rank is not None:
+            for part in self.lowered:
+                kernel = _largest(part)
+                # Keras splits a kernel of more axes before its last: (rows × rank) and (rank × columns).
+                whole += self.low_rank.rank * (int(np.prod(kernel.shape[:-1])) + kernel.shape[-1]) - int(np.prod(kernel.shape))
+        return whole
 
 
 @dataclass(frozen=True)
@@ -93,7 +112,7 @@ class PhasePlan:
     def trained_parameters(self) -> int:
         """How many numbers train."""
         own = self.own_parameters if self.phase.train.is_everything else 0
-        return own + sum(row.parameters for row in self.layers if row.trained)
+        return own + sum(row.trained_parameters for row in self.layers)
 
     @property
     def own_parameters(self) -> int:
@@ -110,24 +129,6 @@ def _count(weights: Sequence[Any]) -> int:
     return int(sum(np.prod(weight.shape) for weight in weights))
 
 
-def parts_of(layer: Any) -> Iterator[Any]:
-    """The layer and those it holds in its attributes, lists and dicts, however deep (a wrapper's, a block's of the user's)."""
-    seen: set[int] = set()
-    waiting = [layer]
-    while waiting:
-        item = waiting.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, keras.layers.Layer):
-            yield item
-            waiting.extend(vars(item).values())
-        elif isinstance(item, dict):
-            waiting.extend(item.values())
-        elif isinstance(item, (list, tuple)):
-            waiting.extend(item)
-
-
 def _is_fresh(layer: Any) -> bool:
     """Whether a BatchNorm layer still has its initial statistics, so that there is nothing to preserve."""
     mean, variance = np.asarray(layer.moving_mean), np.asarray(layer.moving_variance)
@@ -140,11 +141,14 @@ def _frozen_parts(layer: Any) -> tuple[Any, ...]:
     return tuple(part for part in normalisations if part is not layer and not _is_fresh(part))
 
 
-def _noise_attribute(layer: Any) -> str | None:
-    return next((name for kind, name in NOISE.items() if isinstance(layer, kind)), None)
-
-
-def resolve(model: Any, phase: Phase, *, batch_norm: str, rates: Sequence[tuple[Layers, float]] = ()) -> PhasePlan:
+def resolve(
+    model: Any,
+    phase: Phase,
+    *,
+    batch_norm: str,
+    rates: Sequence[tuple[Layers, float]] = (),
+    low_rank: tuple[Layers, LowRank] | None = None,
+) -> PhasePlan:
     """What `phase` means for `model`, without changing it.
 
     Args:
@@ -153,36 +157,48 @@ def resolve(model: Any, phase: Phase, *, batch_norm: str, rates: Sequence[tuple[
         batch_norm: `freeze`: BatchNorm keeps its statistics and its weights even where its neighbours train; one that still has
             its initial statistics adapts, for it has none to keep. `adapt`: BatchNorm trains with the layers selected.
         rates: Groups of layers with a factor each on the learning rate.
+        low_rank: Which layers train through factors, where they train, and how.
 
     Raises:
         ModelError: when the phase selects nothing.
     """
     chosen = set(phase.train.resolve(model))
     multipliers = multipliers_of(model, layer_decay=phase.layer_decay, rates=rates)
+    thin = set(low_rank[0].resolve(model)) if low_rank else set()
     leaves = list(leaf_layers(model))
     rows: list[ResolvedLayer] = []
     frozen_after = False
+    # A dropped path belongs to the branch that it ends.
+    branch_frozen = {}
+    frozen_before = False
+    for path, layer in leaves:
+        if layer.weights and not isinstance(layer, keras.layers.BatchNormalization):
+            frozen_before = path not in chosen
+        branch_frozen[path] = frozen_before
     # Backwards, because dropout belongs to the part that comes after it: dropout in front of a frozen layer is frozen too.
     for path, layer in reversed(leaves):
         trained = path in chosen and bool(layer.weights)
         mode = ""
         if isinstance(layer, keras.layers.BatchNormalization):
             adapts = trained and (batch_norm == "adapt" or _is_fresh(layer))
-            mode = "adapts" if adapts else "frozen"
+            mode = "adapts" if adapts else "recalibrated" if trained and batch_norm == "recalibrate" else "frozen"
             trained = adapts
         if layer.weights and not isinstance(layer, keras.layers.BatchNormalization):
             frozen_after = not trained
+        lowered = tuple(lowerable(layer)) if trained and path in thin else ()
         rows.append(
             ResolvedLayer(
                 path=path,
                 layer=layer,
                 trained=trained,
                 batch_norm=mode,
-                silenced=frozen_after and _noise_attribute(layer) is not None,
+                silenced=noise_attribute(layer) is not None and (branch_frozen[path] if drops_paths(layer) else frozen_after),
                 parameters=_count(layer.weights),
                 shape=_shape(layer),
                 multiplier=multipliers.get(path, 1.0),
-                frozen_parts=_frozen_parts(layer) if trained and batch_norm == "freeze" else (),
+                frozen_parts=_frozen_parts(layer) if trained and batch_norm != "adapt" else (),
+                lowered=lowered,
+                low_rank=low_rank[1] if low_rank and lowered else None,
             )
         )
     in_layers = {id(weight) for _, layer in leaves for weight in layer.weights}
@@ -200,6 +216,10 @@ def _shape(layer: Any) -> str:
 def freeze_digest(plan: PhasePlan) -> dict[str, str]:
     """For each layer the phase freezes, the SHA-256 of its weights' bytes, BatchNorm statistics among them."""
     digests = {row.path: _digest(row.layer.weights) for row in plan.layers if not row.trained and row.layer.weights}
+    for row in plan.layers:
+        for number, part in enumerate(row.lowered):
+            base = [weight for weight in part.weights if not weight.trainable]
+            digests[f"{row.path} (below its factors, {number})" if number else f"{row.path} (below its factors)"] = _digest(base)
     if plan.own_weights and not plan.phase.train.is_everything:
         digests["(the model's own)"] = _digest(plan.own_weights)
     return digests
@@ -216,7 +236,8 @@ def _digest(weights: Sequence[Any]) -> str:
 def in_effect(model: Any, plan: PhasePlan) -> Iterator[None]:
     """Freezes and silences what the phase says for the time of the block, which must compile the model anew.
 
-    At the end dropout gets its rate back; the `trainable` flags stay as the phase set them, to agree with what was compiled.
+    At the end dropout gets its rate back and factors are added into their kernels; the `trainable` flags stay as the phase set
+    them, to agree with what was compiled.
 
     Raises:
         TrainingError: at the end, when a frozen weight has changed.
@@ -228,17 +249,23 @@ def in_effect(model: Any, plan: PhasePlan) -> Iterator[None]:
             part.trainable = False
     for weight in plan.own_weights:
         weight.trainable = plan.phase.train.is_everything
-    silenced = _silence(plan)
+    deep = [] if plan.phase.stochastic_depth is None else set_stochastic_depth(model, plan.phase.stochastic_depth)
+    silenced = turn_off(_noisy(plan))
+    lowered: list[Lowered] = []
+    for row in plan.layers:
+        if row.low_rank is not None:
+            lowered.extend(lower(row.lowered, row.low_rank))
     before = freeze_digest(plan)
     try:
         yield
     finally:
-        for layer, name, value in reversed(silenced):  # a shared layer stands here twice: its first value is the real one
-            setattr(layer, name, value)
+        restore([*deep, *silenced])
+        after = freeze_digest(plan)
+        for item in lowered:
+            item.merge()
         # No layer's flag brings these back, and the next phase must find them as they were.
         for weight in plan.own_weights:
             weight.trainable = True
-    after = freeze_digest(plan)
     changed = [path for path, digest in before.items() if after[path] != digest]
     if changed:
         raise TrainingError(
@@ -249,15 +276,15 @@ def in_effect(model: Any, plan: PhasePlan) -> Iterator[None]:
         )
 
 
-def _silence(plan: PhasePlan) -> list[tuple[Any, str, float]]:
-    """Turns off the dropout of what is frozen; gives what is needed to turn it on again."""
-    changed = []
+def _noisy(plan: PhasePlan) -> list[Any]:
+    """The layers whose noise is off in the phase: in front of what is frozen, and within it."""
+    found: list[Any] = []
     for row in plan.layers:
         frozen_block = not row.trained and bool(row.layer.weights)
-        parts = parts_of(row.layer) if frozen_block else [row.layer] if row.silenced else []
-        for part in parts:
-            name = _noise_attribute(part)
-            if name is not None:
-                changed.append((part, name, getattr(part, name)))
-                setattr(part, name, 0.0)
-    return changed
+        found.extend(parts_of(row.layer) if frozen_block else [row.layer] if row.silenced else [])
+    return found
+
+
+def _largest(part: Any) -> Any:
+    """The kernel among a layer's weights."""
+    return max(part.weights, key=lambda weight: int(np.prod(weight.shape)))

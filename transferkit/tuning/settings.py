@@ -61,7 +61,8 @@ class Settings:
     def _needs_options(self, optimizer: Any, plan: PhasePlan) -> bool:
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         decayed = any(getattr(inner, name, None) for name in ("weight_decay", "adam_weight_decay"))
-        scaled = any(row.multiplier != 1.0 for row in plan.layers if row.trained)
+        rates = [row.multiplier * (row.low_rank.times if row.low_rank else 1.0) for row in plan.layers if row.trained]
+        scaled = any(rate != 1.0 for rate in rates)
         return bool(decayed or scaled or self.l2_sp or self.average is not None)
 
     def starts(self, model: Any) -> dict[int, Any]:
@@ -101,6 +102,10 @@ class Settings:
         if not self._needs_options(plain, plan) and not (several and _can_extend(plain)):
             return plain
         multipliers = {id(weight): row.multiplier for row in plan.layers for weight in row.layer.weights}
+        for row in plan.layers:
+            if row.low_rank is not None:
+                times = row.multiplier * row.low_rank.times
+                multipliers |= {id(weight): times for part in row.lowered for weight in part.weights if "lora" in weight.name}
         penalty = l2_sp_penalty(model, strength=self.l2_sp[0], head=self.l2_sp[1]) if self.l2_sp else None
         return with_multipliers(
             plain,

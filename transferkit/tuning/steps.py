@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from typing_extensions import Self
 
 from transferkit._keras import keras
-from transferkit._objects import FunctionReference, KerasObject, as_value
+from transferkit._objects import FunctionReference, KerasObject, as_value, check_names
 from transferkit._plan import FrozenMapping, Plan, steps_named
 from transferkit.errors import PlanError, did_you_mean
 from transferkit.tuning.layers import Layers
@@ -35,12 +35,14 @@ class TuningSteps(Plan):
             "ema",
             "l2_sp",
             "label_smoothing",
+            "lora",
             "loss",
             "metrics",
             "mixup",
             "optimizer",
             "phase",
             "rate",
+            "stochastic_depth",
             "swa",
             "weight_decay",
         }
@@ -136,6 +138,8 @@ class TuningSteps(Plan):
             head: β of β/2 ‖w‖² on the head; `strength` / 10 where nothing is said.
         """
         head = strength / 10 if head is None and _is_number(strength) else head
+        if steps_named(self, ["lora"]):
+            raise PlanError("Planning L2-SP.", found="LoRA in the same plan, whose kernels don't move", fix="use .weight_decay")
         if not _is_number(strength) or not _is_number(head) or strength < 0 or (head or 0.0) < 0:
             raise PlanError("Planning L2-SP.", found=f"strength={strength!r}, head={head!r}; they must be numbers, at least 0")
         return self._then("l2_sp", strength=strength, head=head)
@@ -240,6 +244,7 @@ class TuningSteps(Plan):
             loss: A name of Keras's, a loss, a function of labels and predictions, or a dict or list of these for several outputs.
             weights: For several outputs, their weights in the sum, in the structure of the losses.
         """
+        check_names("loss", loss, keras.losses)
         return self._then("loss", loss=_values(loss), weights=weights)
 
     def metrics(self, *metrics: Any) -> Self:
@@ -248,6 +253,7 @@ class TuningSteps(Plan):
         Args:
             metrics: Names of Keras's, metrics, functions; or one dict of lists of these for several outputs.
         """
+        check_names("metric", metrics, keras.metrics, also=_SHORT)
         return self._then("metrics", metrics=tuple(_values(metric) for metric in metrics))
 
     def early_stopping(self, patience: int = 3, *, monitor: str = "val_loss", restore_best: bool = True) -> Self:
@@ -285,7 +291,8 @@ class TuningSteps(Plan):
         Args:
             policy: `freeze` (what happens where nothing is said): it keeps its statistics, its scale and its offset, unless its
                 statistics are still the initial ones, so that there is nothing to keep. `adapt`: it trains like the layers
-                around it.
+                around it. `recalibrate`: when a phase begins, the layers it trains get the statistics of the training data
+                (AdaBN, Li et al. 2017) and keep them, their scale and their offset through the phase.
         """
         if policy not in BATCH_NORM_POLICIES:
             raise PlanError(
@@ -295,16 +302,60 @@ class TuningSteps(Plan):
             )
         return self._then("batch_norm", policy=policy)
 
+    def lora(self, rank: int = 8, *, layers: Layers | None = None, alpha: float | None = None, times: float = 1.0) -> Self:
+        """Trains layers through two thin factors beside their frozen kernels (LoRA, Hu et al., ICLR 2022).
+
+        Of the layers a phase trains, those meant here and able to (`enable_lora`: Dense, EinsumDense, Embedding, convolutions,
+        attention) train so; the others as ever. When a phase ends the product is added into the kernel and the factors go, so
+        that the model keeps its layers and weights, and is saved like any other.
+
+        Args:
+            rank: Of the factors.
+            layers: Which layers; all but the head where nothing is said.
+            alpha: The product counts alpha / rank times; `rank`, so once, where nothing is said.
+            times: Factor on the learning rate of the factors.
+        """
+        alpha = rank if alpha is None else alpha
+        problems = []
+        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+            problems.append(f"rank={rank!r}; it must be a whole number above 0")
+        if layers is not None and not isinstance(layers, Layers):
+            problems.append(f"layers={layers!r}, which is no selection of layers")
+        problems += [
+            f"{name}={value!r}; it must be a number above 0"
+            for name, value in (("alpha", alpha), ("times", times))
+            if not (_is_number(value) and value > 0) and not problems
+        ]
+        if steps_named(self, ["l2_sp"]):
+            problems.append("L2-SP in the same plan, which pulls kernels that the factors leave as they are; use .weight_decay")
+        if problems:
+            raise PlanError("Planning LoRA.", found=problems)
+        return self._then("lora", rank=rank, layers=layers, alpha=alpha, times=times)
+
+    def stochastic_depth(self, rate: float) -> Self:
+        """How often residual branches are dropped in training, rising from the first to `rate` at the last (Huang et al. 2016).
+
+        Where nothing is said, as the model has it. It needs layers that drop branches, as EfficientNet's and ConvNeXt's do;
+        `describe` and `fit` say so where a model has none. In what is frozen it is off. The model keeps its own rates.
+
+        Args:
+            rate: From 0 to below 1.
+        """
+        if not _is_number(rate) or not 0 <= rate < 1:
+            raise PlanError("Planning stochastic depth.", found=f"rate={rate!r}; it must be a number from 0 to below 1")
+        return self._then("stochastic_depth", rate=rate)
+
     # What the steps say
 
     def phases(self) -> tuple[Phase, ...]:
         """The phases in order; the one that a plan without any stands for."""
         found = []
+        depth = (self._last("stochastic_depth") or {}).get("rate")
         for step in steps_named(self, ["phase"]):
             (name,) = step.positional
             settings = step.arguments
-            found.append(Phase(name, **{"learning_rate": None, **settings}))
-        return tuple(found) or (Phase("all", Layers.all(), 10, None),)
+            found.append(Phase(name, **{"learning_rate": None, "stochastic_depth": depth, **settings}))
+        return tuple(found) or (Phase("all", Layers.all(), 10, None, stochastic_depth=depth),)
 
     def _last(self, name: str) -> dict[str, Any] | None:
         """The arguments of the last step of that name, positional ones under their parameters' names; None without one."""
@@ -318,6 +369,10 @@ class TuningSteps(Plan):
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+#: What `compile` takes for a metric and settles by the loss.
+_SHORT = ("accuracy", "acc", "crossentropy", "ce")
 
 
 def _values(thing: Any) -> Any:

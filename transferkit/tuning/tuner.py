@@ -22,7 +22,10 @@ from transferkit.tuning.costs import cost_of
 from transferkit.tuning.defaults import default_plan, explanation
 from transferkit.tuning.describing import Description, PhaseDescription
 from transferkit.tuning.feeding import check_inputs, complete_class_weights, first_rows
+from transferkit.tuning.layers import Layers
 from transferkit.tuning.loop import Job, compile_as_given, run_phases
+from transferkit.tuning.low_rank import LowRank
+from transferkit.tuning.noise import restore, set_stochastic_depth
 from transferkit.tuning.objectives import Objective, objective_of
 from transferkit.tuning.phases import PhasePlan, resolve
 from transferkit.tuning.resuming import Session, fingerprint, session
@@ -60,7 +63,9 @@ class FineTuner(TuningSteps):
         Args:
             model: A built model.
             data: What `fit` will be given.
-            epochs: Epochs in all; chosen by the number of rows where nothing is said.
+            epochs: How often the data may go through the whole network; chosen by the number of rows where nothing is said. Two
+                thirds are for training all of it. On arrays the head's own epochs don't count: they see features that are
+                computed once.
 
         Example:
             >>> import keras, numpy as np, transferkit as tk
@@ -113,7 +118,21 @@ class FineTuner(TuningSteps):
     def _resolved(self, model: Any) -> tuple[PhasePlan, ...]:
         heads_of(model)
         rates = tuple((layers, factor) for layers, factor in (self._bound(step).values() for step in steps_named(self, ["rate"])))
-        plans = tuple(resolve(model, phase, batch_norm=self._policy(), rates=rates) for phase in self.phases())
+        thin = self._last("lora")
+        low_rank = None
+        if thin:
+            layers = Layers.all() - Layers.head() if thin["layers"] is None else thin["layers"]
+            low_rank = (layers, LowRank(thin["rank"], thin["alpha"], thin["times"]))
+        plans = tuple(resolve(model, phase, batch_norm=self._policy(), rates=rates, low_rank=low_rank) for phase in self.phases())
+        if low_rank and not any(row.lowered for plan in plans for row in plan.layers):
+            raise ModelError(
+                f"Planning to fine-tune the model {model.name!r} by LoRA.",
+                found="no layer that trains, is meant and can: Dense, EinsumDense, Embedding, convolutions, attention",
+                fix=".lora(rank, layers=Layers.named(…)), of layers that a phase trains",
+            )
+        depth = self._last("stochastic_depth")
+        if depth:
+            restore(set_stochastic_depth(model, depth["rate"]))
         idle = [plan.phase.name for plan in plans if plan.trained_parameters == 0]
         if idle:
             raise ModelError(
