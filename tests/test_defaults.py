@@ -39,7 +39,7 @@ def test_where_features_cannot_be_kept_the_head_has_a_third() -> None:
 def test_a_step_moves_the_heads_outputs_alike_whatever_the_features_size() -> None:
     network = model(2)
     x, y = data(60)
-    features = keras.Model(network.input, network.layers[-1].input)(x).numpy()
+    features = keras.Model(network.inputs[0], network.layers[-1].input)(x).numpy()
     rate = tk.FineTuner.default(network, (x, y)).phases()[0].learning_rate
     assert rate is not None
     assert rate == pytest.approx(min(1e-2, 0.1 / np.abs(features).sum(1).mean()), rel=0.5)

@@ -535,7 +535,7 @@ def test_mirrored_on_two_logical_devices_is_close_to_one_device() -> None:
 @pytest.mark.parametrize(
     ("make", "found"),
     [
-        (lambda: tk.FineTuner().loss("mse_"), "no loss named 'mse_' (did you mean 'mse'"),
+        (lambda: tk.FineTuner().loss("mean_squared_eror"), "(did you mean 'mean_squared_error'"),
         (lambda: tk.FineTuner().loss({"a": "mse", "b": "categorical_crossentrpy"}), "'categorical_crossentropy'"),
         (lambda: tk.FineTuner().metrics("acuracy"), "no metric named 'acuracy' (did you mean 'accuracy'"),
         (lambda: tk.FineTuner().metrics({"a": ["mae", "AUCC"]}), "no metric named 'AUCC' (did you mean 'AUC'"),

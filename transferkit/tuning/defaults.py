@@ -72,7 +72,8 @@ def _head_rate(model: Any, data: Any) -> float:
     rows = np.arange(min(64, len(data) if isinstance(data, Data) else row_count(data)))
     x = data.rows(rows).x if isinstance(data, Data) else keras.tree.map_structure(lambda array: np.asarray(array)[rows], data[0])
     try:
-        given = keras.ops.convert_to_numpy(keras.Model(model.input, heads[0].input)(x, training=False))
+        inputs = model.inputs[0] if len(model.inputs) == 1 else model.input
+        given = keras.ops.convert_to_numpy(keras.Model(inputs, heads[0].input)(x, training=False))
     except (AttributeError, TypeError, ValueError):  # no graph to read: a subclassed model, a head that is called twice
         return 1e-3
     moved = float(np.abs(given).sum(-1).mean())
