@@ -181,7 +181,8 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
     begun = 0
     for index, plan in enumerate(plans):
         target = [row.layer for row in plan.layers if row.batch_norm == "recalibrated"]
-        if target:
+        begun_before = watch.done(index) is not None or watch.decided(index) is not None
+        if target and not begun_before:
             recalibrate_batch_norm(model, job.data, batch_size=job.batch_size, layers=target)
         with in_effect(model, plan):
             previous, optimizer = (

@@ -255,6 +255,13 @@ class FineTuner(TuningSteps):
                 changes, or a step needs more memory than there is.
             TrainingInterruptedError: on Ctrl-C, where there is a `checkpoint_dir`.
         """
+        if checkpoint_dir is not None and self._last("lora"):
+            raise PlanError(
+                "Training with checkpoints.",
+                found="LoRA in the plan, whose factors are on the model only while a phase runs",
+                cause="a checkpoint within a phase would have to be loaded into a model that lacks them",
+                fix="leave checkpoint_dir out, or .lora",
+            )
         with session(checkpoint_dir, resume=resume, save_every=save_every, keep=keep_checkpoints) as watch:
             return self._fit(
                 model,
