@@ -131,7 +131,7 @@ def test_rules_leave_the_rest_as_it_is(shapes: list[tuple[int, int]], changes: l
 
 
 @pytest.mark.slow
-@settings(max_examples=20_000, deadline=None)
+@settings(max_examples=5_000, deadline=None)
 @given(
     st.lists(st.sampled_from(SHAPES), min_size=1, max_size=12),
     st.lists(st.sampled_from(["reorder", "insert", "drop", "rename", "nest"]), max_size=8),
@@ -146,7 +146,7 @@ def test_chosen_names_never_lead_astray_at_length(
 
 
 @pytest.mark.slow
-@settings(max_examples=20_000, deadline=None)
+@settings(max_examples=5_000, deadline=None)
 @given(
     st.lists(st.sampled_from(SHAPES), min_size=1, max_size=12),
     st.sampled_from(["insert", "drop", "none"]),
