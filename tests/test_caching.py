@@ -205,10 +205,92 @@ def test_a_setting_that_is_none_is_refused() -> None:
     with pytest.raises(PlanError) as caught:
         tk.FineTuner().cache(3)  # type: ignore[arg-type]
     assert str(caught.value) == (
-        'Planning the feature cache.\n  found: 3\n  to fix it: .cache(True), .cache(False) or .cache("folder")'
+        "Planning the feature cache.\n  found: 3, which is neither True, False nor a folder\n"
+        '  to fix it: .cache(True), .cache(False) or .cache("folder", dtype="float16")'
     )
 
 
 def test_the_setting_is_kept_as_text(tmp_path: Path) -> None:
     plan = tk.FineTuner().cache(tmp_path)
     assert tk.FineTuner.from_json(plan.to_json()) == plan == tk.FineTuner().cache(str(tmp_path))
+
+
+def _augmented() -> Any:
+    keras.utils.set_random_seed(11)
+    x = keras.Input((8, 8, 3))
+    a = layers.Conv2D(6, 3, activation="relu", name="a")(layers.RandomFlip(name="flip", seed=4)(x))
+    return keras.Model(x, layers.Dense(3, name="head")(layers.GlobalAveragePooling2D(name="pool")(a)))
+
+
+def test_augmentation_before_the_frozen_part_is_said_and_views_are_offered() -> None:
+    plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=4, learning_rate=1e-2)
+    run = plan.cache(True).fit(_augmented(), _problem(), seed=0, verbose=0)
+    assert run.phases[0].frozen == (
+        "computed in full: every way from the inputs starts with a layer that isn't constant (flip: it is random in training)"
+        "; .cache(True, views=4) computes four versions of each row once"
+    )
+    model = _augmented()
+    plan = plan.cache(True, views=2)
+    said = str(plan.describe(model))
+    assert "can be computed once, up to pool: 24 bytes a row. For training in 2 views; the run says how far" in said
+    run = plan.fit(model, _problem(), validation_data=0.2, seed=0, verbose=0)
+    assert "56 rows × 2 views computed in" in run.phases[0].frozen
+    # Validation is on rows as they are.
+    again = plan.fit(_augmented(), _problem(), validation_data=0.2, seed=0, verbose=0)
+    assert again.history == run.history
+
+
+def test_noise_on_features_is_augmentation_of_training_alone() -> None:
+    plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=3, learning_rate=1e-2).cache(True)
+    plain, none, some, again = (
+        one.fit(_started("residual"), _problem(), validation_data=0.2, seed=0, verbose=0)
+        for one in (plan, plan.cache(True, noise=0), plan.cache(True, noise=0.5), plan.cache(True, noise=0.5))
+    )
+    assert none.history == plain.history
+    assert some.history != plain.history
+    assert again.history == some.history
+    assert some.phases[0].frozen.endswith("; trained with noise of 0.5 of each feature's standard deviation")
+
+
+@pytest.mark.parametrize("setting", [{"dtype": "int8"}, {"dtype": "bfloat16"}, {"extraction": "folded"}])
+def test_what_changes_the_numbers_is_told(setting: dict[str, Any]) -> None:
+    plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=3, learning_rate=1e-2)
+    exact = plan.cache(True).fit(_started("residual"), _problem(), seed=0, verbose=0)
+    near = plan.cache(True, **setting).fit(_started("residual"), _problem(), seed=0, verbose=0)
+    assert np.allclose(near.history["loss"], exact.history["loss"], rtol=2e-2)
+    words = "rounded by up to" if "dtype" in setting else "computed to within"
+    assert words in near.phases[0].frozen or near.history == exact.history
+    assert "of the largest" not in exact.phases[0].frozen
+
+
+def test_what_has_no_part_in_a_phase_in_full_is_told() -> None:
+    plan = tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=1).cache(True, views=2, noise=0.1)
+    run = plan.fit(_started("residual"), _problem(), seed=0, verbose=0)
+    assert run.phases[0].frozen == (
+        "computed in full: every layer trains; the plan's views and noise of features have no part in it"
+    )
+
+
+def test_dropout_of_frozen_layers_can_stay_on_as_keras_has_it() -> None:
+    plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=2, learning_rate=1e-2).frozen_dropout()
+    model = _started("residual")
+    assert "up to sum" in str(plan.describe(model))
+    with same_kernels():
+        cached, _ = _both("residual", plan, _problem())
+    assert "5 layers computed once" not in cached.phases[0].frozen
+    assert "up to sum" in cached.phases[0].frozen
+    off = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=2, learning_rate=1e-2).cache(True)
+    assert off.fit(_started("residual"), _problem(), seed=3, batch_size=16, verbose=0).history != cached.history
+
+
+def test_weights_that_train_in_between_are_computed_anew() -> None:
+    head, low = tk.Layers.head(), tk.Layers.named("a") | tk.Layers.named("b") | tk.Layers.named("c")
+    plan = (
+        tk.FineTuner()
+        .phase("one", train=head, epochs=1, learning_rate=1e-2)
+        .phase("two", train=head, epochs=1, learning_rate=1e-2)
+        .phase("all", train=head | low, epochs=1, learning_rate=1e-1)
+        .phase("again", train=head, epochs=1, learning_rate=1e-2)
+    )
+    with same_kernels():
+        _both("residual", plan, _problem())

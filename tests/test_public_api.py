@@ -41,8 +41,10 @@ PUBLIC = [
     "open_archive",
     "open_model",
     "rank",
+    "same_kernels",
     "save_model",
     "save_weights",
+    "shared_features",
     "wise_ft",
     "with_multipliers",
 ]

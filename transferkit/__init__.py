@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from transferkit.selection.ranking import rank as rank
     from transferkit.tuning.averaging import greedy_soup as greedy_soup
     from transferkit.tuning.averaging import wise_ft as wise_ft
+    from transferkit.tuning.epoch import same_kernels as same_kernels
     from transferkit.tuning.layers import Layers as Layers
     from transferkit.tuning.lr_finder import find_batch_size as find_batch_size
     from transferkit.tuning.lr_finder import find_learning_rate as find_learning_rate
     from transferkit.tuning.optimizers import with_multipliers as with_multipliers
     from transferkit.tuning.run import Run as Run
     from transferkit.tuning.schedules import Schedule as Schedule
+    from transferkit.tuning.sharing import shared_features as shared_features
     from transferkit.tuning.tuner import FineTuner as FineTuner
     from transferkit.weights.inspection import inspect_weights as inspect_weights
     from transferkit.weights.loader import WeightLoader as WeightLoader
@@ -71,8 +73,10 @@ __all__ = [
     "open_archive",
     "open_model",
     "rank",
+    "same_kernels",
     "save_model",
     "save_weights",
+    "shared_features",
     "wise_ft",
     "with_multipliers",
 ]
@@ -106,8 +110,10 @@ _HOMES: Final[dict[str, str]] = {
     "open_archive": "transferkit.weights.readers.reading",
     "open_model": "transferkit.building.opening",
     "rank": "transferkit.selection.ranking",
+    "same_kernels": "transferkit.tuning.epoch",
     "save_model": "transferkit.building.saving",
     "save_weights": "transferkit.weights.saving",
+    "shared_features": "transferkit.tuning.sharing",
     "wise_ft": "transferkit.tuning.averaging",
     "with_multipliers": "transferkit.tuning.optimizers",
 }

@@ -1,16 +1,13 @@
 """A model's calls as a flat list that can be run in part: nested models opened, every layer the model's own object.
 
 The list is read through `keras.models.clone_model`, whose `call_function` is told of each call; placeholders stand in for the
-layers there, so nothing is added to the layers of the user. `GraphModel` runs such a list, or part of it, as a Keras model.
-May import Keras and the floors below.
+layers there, so nothing is added to the layers of the user. May import Keras and the floors below.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,21 +17,7 @@ import numpy as np
 from transferkit._keras import keras, tf
 from transferkit.errors import ModelError
 
-__all__ = [
-    "NOISE",
-    "AttachMask",
-    "Call",
-    "Graph",
-    "GraphModel",
-    "ReadMask",
-    "Ref",
-    "Spec",
-    "as_declared",
-    "flat_inputs",
-    "is_functional",
-    "run_call",
-    "trace",
-]
+__all__ = ["NOISE", "Call", "Graph", "Ref", "Spec", "is_functional", "trace"]
 
 
 #: What `trainable=False` doesn't stop, though "frozen" is taken to mean it does. Each has its strength in a public attribute.
@@ -241,6 +224,17 @@ def _takes_training(operation: Any) -> bool:
     return isinstance(operation, keras.layers.Layer) and "training" in inspect.signature(operation.call).parameters
 
 
+@functools.cache
+def _author_is_heard() -> bool:
+    """Whether `layer(x, training=False)` in a functional model holds when the model itself is called with `training=True`.
+
+    Up to Keras 3.15.1 it doesn't (keras-team/keras#20285); what this library runs in parts must do what Keras does as a whole.
+    """
+    x = keras.Input((64,), name="heard_in")
+    model = keras.Model(x, keras.layers.Dropout(0.5, seed=0, name="heard_drop")(x, training=False), name="heard")
+    return bool(np.all(np.asarray(model(np.ones((1, 64), "float32"), training=True)) == 1))
+
+
 def _same_structure(one: Any, other: Any) -> bool:
     try:
         tf.nest.assert_same_structure(one, other, check_types=False)
@@ -287,218 +281,3 @@ def _why_no_graph(model: Any) -> str:
     if isinstance(model, (keras.Function, keras.Sequential)):
         return f"{name} has a `call` of its own, which may do more than its graph"
     return f"{name} is a subclassed model, whose graph is only in its Python code"
-
-
-class GraphModel(keras.Model):
-    """Runs calls of a graph; its layers are those of the model the graph was read from.
-
-    Args:
-        calls: The calls to run, in order.
-        inputs: The numbers of the tensors given to it.
-        masked: The numbers of the tensors whose masks are given after them.
-        outputs: A structure of `Ref`s to give back.
-        output_masks: The numbers of tensors whose masks to give after the outputs, which must then be flat.
-        quiet: Indices into `calls` that run in inference mode whatever the caller says.
-        loud: Indices into `calls` that run in training mode whatever the caller says.
-        specs: Of all tensors.
-        order: The variables of the whole model, in its order; this model lists its own in the same.
-    """
-
-    def __init__(
-        self,
-        calls: Sequence[Call],
-        *,
-        inputs: Sequence[int],
-        masked: Sequence[int] = (),
-        outputs: Any,
-        output_masks: Sequence[int] = (),
-        quiet: frozenset[int] = frozenset(),
-        loud: frozenset[int] = frozenset(),
-        specs: dict[int, Spec],
-        order: Sequence[Any],
-        input_structure: Any = None,
-        name: str,
-    ) -> None:
-        # The layers cast to their own dtypes; the model passes its inputs through as they are.
-        super().__init__(name=name, dtype="float32", autocast=False)
-        place = {id(variable): index for index, variable in enumerate(order)}
-        layers = list({id(call.operation): call.operation for call in calls if call.is_layer}.values())
-        # Gradients are clipped and summed in the order of the variables, so theirs is the whole model's order, to the bit.
-        layers.sort(key=lambda layer: min((place.get(id(v), len(place)) for v in layer.variables), default=len(place)))
-        self._graph_layers = layers
-        self._graph = (tuple(calls), tuple(inputs), tuple(masked), tuple(output_masks), quiet, loud)
-        self._graph_outputs = _Opaque(outputs)
-        self._graph_inputs = _Opaque(input_structure)
-        self._graph_specs = _Opaque({number: specs[number] for number in inputs})
-        self._last_use = _Opaque(_last_uses(calls, outputs, output_masks))
-        self._function = _Opaque(None)
-        self._read_mask = ReadMask()
-        self._attach_mask = AttachMask()
-        self.built = True
-
-    def build(self, input_shape: Any) -> None:
-        """Nothing to do: every layer was built with the model the graph comes from."""
-
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        calls, wanted, masked, output_masks, quiet, loud = self._graph
-        flat = flat_inputs(inputs, self._graph_inputs.value, self._graph_specs.value)
-        tensors: dict[int, Any] = {}
-        for number, value in zip(wanted, flat[: len(wanted)], strict=True):
-            tensors[number] = as_declared(value, self._graph_specs.value[number])
-        for number, mask in zip(masked, flat[len(wanted) :], strict=True):
-            tensors[number] = self._attach_mask([tensors[number], mask])
-        drop = self._last_use.value
-        for index, call in enumerate(calls):
-            mode = False if index in quiet else True if index in loud else training
-            outputs = run_call(call, tensors, training=mode)
-            tensors.update(zip(call.outputs, tf.nest.flatten(outputs), strict=True))
-            for number in drop[index]:  # run eagerly, a long chain would hold every activation otherwise
-                tensors.pop(number, None)
-        given = tf.nest.map_structure(lambda ref: tensors[ref.tensor], self._graph_outputs.value)
-        if output_masks:
-            # The masks travel as tensors of their own, so those they sat on are given without them.
-            return [*map(tf.identity, given), *(self._read_mask(tensors[number]) for number in output_masks)]
-        return given[0] if isinstance(given, list) and len(given) == 1 else given
-
-    def as_function(self) -> Any:
-        """The model in inference mode as one graph; traced once for each size of batch, however often this is asked for."""
-        if self._function.value is None:
-            self._function.value = tf.function(lambda x: self(x, training=False), autograph=False)
-        return self._function.value
-
-    def digest(self) -> str | None:
-        """A digest of everything that decides what the model gives: layers, settings, wiring and weights; None when some of it is
-        code of the user's."""
-        calls, wanted, masked, output_masks, quiet, loud = self._graph
-        mark = hashlib.sha256(repr((wanted, masked, output_masks, sorted(quiet), sorted(loud))).encode())
-        for index, call in enumerate(calls):
-            code = _code_of(call.operation, quiet=index in quiet)
-            if code is None:
-                return None
-            mark.update(code)
-            mark.update(repr((call.args, sorted(call.kwargs.items()), call.outputs, call.training, call.heard)).encode())
-        mark.update(repr(self._graph_outputs.value).encode())
-        for layer in self._graph_layers:
-            for variable in layer.variables if loud else layer.weights:  # where nothing is drawn, seeds decide nothing
-                value = np.ascontiguousarray(variable.numpy())
-                mark.update(f"{value.dtype.name}{value.shape}".encode())
-                mark.update(value.tobytes())
-        return mark.hexdigest()
-
-
-def _code_of(operation: Any, *, quiet: bool) -> bytes | None:
-    """What an operation is and how it is set; None for one that runs code of the user's. Noise that is off has no settings.
-
-    Such code can't be told by content: a file's text says nothing of the modules it imports, nor of what a function closes over.
-    """
-    if isinstance(operation, keras.layers.Lambda) or is_functional(operation):
-        return None
-    if any(kind.__module__.split(".")[0] not in ("keras", "tensorflow", "builtins") for kind in type(operation).__mro__):
-        return None
-    try:
-        # Names are numbered by Keras as they come, and who trains changes nothing about what is given.
-        config = {key: value for key, value in operation.get_config().items() if key not in ("name", "trainable")}
-        text = "off" if quiet and isinstance(operation, tuple(NOISE)) else json.dumps(config, sort_keys=True)
-    except (NotImplementedError, TypeError, ValueError):
-        return None
-    if _names_custom_code(config):
-        return None
-    return f"{type(operation).__module__}.{type(operation).__qualname__}\0{text}".encode()
-
-
-def _names_custom_code(config: Any) -> bool:
-    """Whether a configuration names a function or class that isn't Keras's: an activation of the user's, say."""
-    if isinstance(config, dict):
-        return config.get("registered_name") is not None or any(map(_names_custom_code, config.values()))
-    return isinstance(config, (list, tuple)) and any(map(_names_custom_code, config))
-
-
-def flat_inputs(inputs: Any, structure: Any, specs: dict[int, Spec]) -> list[Any]:
-    """The inputs in the order of the model's, which takes a dict by name even where it lists its inputs, as Keras does."""
-    if isinstance(inputs, dict) and structure is not None and not isinstance(structure, dict):
-        return [inputs[specs[ref.tensor].name] for ref in tf.nest.flatten(structure)]
-    return list(tf.nest.flatten(inputs))
-
-
-def run_call(call: Call, tensors: dict[int, Any], *, training: bool | None) -> Any:
-    """Runs one call on the tensors by number; `training` goes to the layer as a functional model hands it on."""
-
-    def value(leaf: Any) -> Any:
-        return tensors[leaf.tensor] if isinstance(leaf, Ref) else leaf
-
-    args, kwargs = tf.nest.map_structure(value, (call.args, call.kwargs))
-    if call.takes_training:
-        if training is None or call.heard:
-            training = call.training
-        kwargs = {**kwargs, "training": training}
-    return call.operation(*args, **kwargs)
-
-
-@functools.cache
-def _author_is_heard() -> bool:
-    """Whether `layer(x, training=False)` in a functional model holds when the model itself is called with `training=True`.
-
-    Up to Keras 3.15.1 it doesn't (keras-team/keras#20285); what this library runs in parts must do what Keras does as a whole.
-    """
-    x = keras.Input((64,), name="heard_in")
-    model = keras.Model(x, keras.layers.Dropout(0.5, seed=0, name="heard_drop")(x, training=False), name="heard")
-    return bool(np.all(np.asarray(model(np.ones((1, 64), "float32"), training=True)) == 1))
-
-
-def as_declared(value: Any, spec: Spec) -> Any:
-    """The input as a functional model takes it: cast to the declared dtype, a last axis of 1 added or taken away."""
-    tensor = keras.ops.convert_to_tensor(value, dtype=spec.dtype)
-    if len(tensor.shape) == len(spec.shape) + 1 and tensor.shape[-1] == 1:
-        return keras.ops.squeeze(tensor, axis=-1)
-    if len(tensor.shape) == len(spec.shape) - 1 and spec.shape[-1] == 1:
-        return keras.ops.expand_dims(tensor, axis=-1)
-    return tensor
-
-
-def _last_uses(calls: Sequence[Call], outputs: Any, masks: Sequence[int]) -> list[list[int]]:
-    """For each call, the tensors that nothing reads after it."""
-    kept = {ref.tensor for ref in tf.nest.flatten(outputs)} | set(masks)
-    last: dict[int, int] = {}
-    for index, call in enumerate(calls):
-        for number in (*call.outputs, *call.inputs):
-            last[number] = index
-    drop: list[list[int]] = [[] for _ in calls]
-    for number, index in last.items():
-        if number not in kept:
-            drop[index].append(number)
-    return drop
-
-
-class _Opaque:
-    """Keeps Keras from turning a plain dict or list into a tracked one when it is set on a model."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
-class ReadMask(keras.layers.Layer):
-    """Gives the mask that a tensor carries, or None."""
-
-    def __init__(self) -> None:
-        super().__init__(autocast=False)
-        self.supports_masking = True
-
-    def call(self, inputs: Any, mask: Any = None) -> Any:  # noqa: ARG002 -- Keras hands it over by this name
-        return mask
-
-    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:  # noqa: ARG002
-        return None
-
-
-class AttachMask(keras.layers.Layer):
-    """Gives the first of its two inputs, with the second as its mask."""
-
-    def __init__(self) -> None:
-        super().__init__(autocast=False)
-        self.supports_masking = True
-
-    def call(self, inputs: Any) -> Any:
-        return tf.identity(inputs[0])  # a new tensor: the mask must not stay on the caller's
-
-    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:  # noqa: ARG002
-        return inputs[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -88,11 +89,17 @@ def _passes_through(layer: Any) -> bool:
     )
 
 
+#: What was read before: a functional model's graph stays as it is, and its configuration takes a tenth of a second.
+_chains_of: weakref.WeakKeyDictionary[Any, list[list[str]]] = weakref.WeakKeyDictionary()
+
+
 def _chains(model: Any) -> list[list[str]]:
     """For each output of a functional model, the names of the layers on the way to it, from the output back.
 
     Read from the model's configuration, the public form of its graph; at a merge the first branch is followed.
     """
+    if model in _chains_of:
+        return _chains_of[model]
     config = model.get_config()
     parents = {entry["name"]: _parents(entry["inbound_nodes"]) for entry in config["layers"]}
     chains = []
@@ -102,6 +109,7 @@ def _chains(model: Any) -> list[list[str]]:
             chain.append(at[0])
             at = parents.get(at[0], [])
         chains.append(chain)
+    _chains_of[model] = chains
     return chains
 
 

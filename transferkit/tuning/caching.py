@@ -8,38 +8,52 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from transferkit._keras import keras, tf
+from transferkit.building.constancy import RANDOM
 from transferkit.building.frontier import Split, split
+from transferkit.building.graph_model import GraphModel
 from transferkit.data import Data, is_arrays, row_count
-from transferkit.tuning.epoch import Rows, rows_of_features, train
+from transferkit.tuning.cache_settings import CacheSettings
+from transferkit.tuning.encoding import numpy_dtype
+from transferkit.tuning.epoch import Rows, Steps, rows_of_features, train
 from transferkit.tuning.epochs import Watch
-from transferkit.tuning.features import BATCH, Features, repeats
+from transferkit.tuning.feature_noise import feature_noise
+from transferkit.tuning.features import Features
+from transferkit.tuning.fingerprints import BLOCK, repeats
 from transferkit.tuning.phases import PhasePlan
-from transferkit.tuning.sharing import features_of, is_shared
+from transferkit.tuning.sharing import features_of, in_use, is_shared
 
 __all__ = ["Cache", "CachedPhase", "planned_split"]
 
+#: How augmentation and the cache go together.
+_OFFER = "; .cache(True, views=4) computes four versions of each row once"
 #: What splitting and tracing cost more than the training without them, about.
 _OVERHEAD_SECONDS = 0.2
 #: What a step loses in Python when each is a call of its own, about; a compiled epoch saves it.
 _STEP_SECONDS = 5e-4
 #: Multiplications and additions a second, for a guess before anything ran.
 _FLOPS = 2e10
+#: No machine that trains such models does more, about.
+_MOST_FLOPS = 1e12
+#: Bytes that are spent on compiling steps while features are computed.
+_MOST_ALIKE = 64 << 20
 #: What reading features costs a byte, from a disk or past the caches.
 _SECONDS_PER_BYTE = 5e-10
 
 
-def planned_split(model: Any, plan: PhasePlan) -> Split:
+def planned_split(model: Any, plan: PhasePlan, *, views: bool = False) -> Split:
     """The split of the model in a phase that isn't in effect yet; changes nothing."""
     frozen = [row.layer for row in plan.layers if row.silenced or (row.parameters and not row.trained)]
-    return split(model, frozen=frozen)
+    return split(model, frozen=frozen, inference=not plan.dropout_on, views=views)
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,7 @@ class CachedPhase:
         features: Of the training rows.
         rows: The training rows.
         validation: The validation rows; None without any, or where they are no features.
+        steps: Of the suffix, compiled.
         words: What was decided and why.
     """
 
@@ -58,15 +73,13 @@ class CachedPhase:
     features: Features = field(repr=False)
     rows: Rows = field(repr=False)
     validation: Rows | None = field(repr=False)
+    steps: Steps = field(repr=False)
     words: str
 
     def fit(
         self,
         model: Any,
         *,
-        loss: Any,
-        loss_weights: Any,
-        metrics: Any,
         order: Callable[[int], np.ndarray[Any, Any]],
         epochs: int,
         initial_epoch: int,
@@ -76,17 +89,8 @@ class CachedPhase:
         watch: Watch | None = None,
     ) -> None:
         """Trains the model's suffix by the model's optimizer; callbacks know the model, whose weights are the suffix's."""
-        suffix = self.split.suffix
-        suffix.compile(
-            optimizer=model.optimizer,
-            loss=loss,
-            loss_weights=loss_weights,
-            metrics=metrics,
-            jit_compile=model.jit_compile,
-            run_eagerly=model.run_eagerly,
-        )
         train(
-            suffix,
+            self.split.suffix,
             self.rows,
             order=order,
             epochs=epochs,
@@ -97,6 +101,7 @@ class CachedPhase:
             validation=self.validation,
             evaluate=None if self.validation is not None else evaluate,
             watch=watch,
+            steps=self.steps,
         )
 
 
@@ -104,18 +109,19 @@ class Cache:
     """The features of one run, kept from phase to phase.
 
     Args:
-        setting: True, False or a folder, as the plan says; None decides by what pays.
+        settings: What the plan says.
         data: What `fit` takes, checked.
         validation: The same, or None.
         batch_size: Of the training.
         class_weight: As `fit` takes it.
         mixes: Whether the inputs of a batch are mixed.
         steps_per_epoch: As `fit` takes it.
+        seed: Of the run.
     """
 
     def __init__(
         self,
-        setting: bool | str | None,
+        settings: CacheSettings,
         *,
         data: Any,
         validation: Any,
@@ -123,44 +129,124 @@ class Cache:
         class_weight: Mapping[int, float] | None,
         mixes: bool,
         steps_per_epoch: int | None,
+        seed: int = 0,
     ) -> None:
-        self._wanted = None if setting is None else bool(setting)
-        self._folder = setting if isinstance(setting, str) else None
+        self._settings, self._seed = settings, seed
+        self._wanted = settings.wanted
         self._data, self._validation = data, validation
         self._batch_size, self._class_weight = batch_size, class_weight
         self._mixes, self._steps = mixes, steps_per_epoch
         self._held: dict[str, Features] = {}
 
-    def phase(self, model: Any, plan: PhasePlan, *, decided: tuple[bool, str] | None = None) -> tuple[CachedPhase | None, str]:
-        """The phase on features, or None; and why. The phase must be in effect.
+    def phase(
+        self,
+        model: Any,
+        plan: PhasePlan,
+        *,
+        loss: Any,
+        loss_weights: Any,
+        metrics: Any,
+        decided: tuple[bool, str] | None = None,
+    ) -> tuple[CachedPhase | None, str]:
+        """The phase on features, or None; and why. The phase must be in effect, the model compiled.
 
         Args:
             model: The model.
             plan: The phase.
+            loss: What the suffix is compiled with.
+            loss_weights: The same.
+            metrics: The same, in objects of its own.
             decided: What was decided when the phase began, and why, for one that goes on after a stop.
         """
-        why = self._excluded(plan) if decided is None or decided[0] else decided[1]
+        if decided is not None and not decided[0]:
+            return None, decided[1]
+        why = self._excluded(plan)
         if why:
-            return None, why
-        made = split(model, sample=self._sample())
+            return None, why + self._left_out()
+        made = split(model, sample=self._sample(), inference=not plan.dropout_on, views=self._settings.views > 1)
         why = self._not_worth_it(made, plan.phase.epochs) if decided is None else ""
         if why:
-            return None, why
+            return None, why + self._left_out()
+        made.suffix.compile(
+            optimizer=model.optimizer,
+            loss=loss,
+            loss_weights=loss_weights,
+            metrics=metrics,
+            jit_compile=model.jit_compile,
+            run_eagerly=model.run_eagerly,
+        )
+        steps = Steps(made.suffix, batch_size=self._batch_size)
+        features, validation = self._both(made, steps)
+        words = f"{len(made.cached)} layers computed once, up to {_places(made)}: {features}"
+        noise = self._settings.noise
+        if noise:
+            words += f"; trained with noise of {noise:g} of each feature's standard deviation"
+        return CachedPhase(
+            split=made,
+            features=features,
+            rows=rows_of_features(
+                features,
+                class_weight=self._class_weight,
+                augment=feature_noise(features, amount=noise, seed=self._seed) if noise else None,
+            ),
+            validation=None if validation is None else rows_of_features(validation),
+            steps=steps,
+            words=words,
+        ), words
+
+    def _both(self, made: Split, steps: Steps) -> tuple[Features, Features | None]:
+        """The features of training and validation; the steps are compiled while they are computed."""
         mark = _weights_mark(made)
         kept = {name: item for name, item in self._held.items() if name.endswith(mark)}
         self._held.clear()  # features of another cut are of no more use, and may be large
         self._held.update(kept)
-        features = self._features("training", mark, made, self._data)
-        tested = self._validation is not None and not _unfit(self._validation)
-        validation = self._features("validation", mark, made, self._validation) if tested else None
-        words = f"{len(made.cached)} layers computed once, up to {_places(made)}: {features}"
-        return CachedPhase(
-            split=made,
-            features=features,
-            rows=rows_of_features(features, class_weight=self._class_weight),
-            validation=None if validation is None else rows_of_features(validation),
-            words=words,
-        ), words
+
+        def both() -> tuple[Features, Features | None]:
+            features = self._features("training", mark, made.prefix, self._data, self._settings, computing.set)
+            # Validation is never approximate or augmented: its figures are the model's own.
+            tested = self._validation is not None and not repeats(self._validation)
+            exact = CacheSettings()
+            return features, self._features("validation", mark, made.still, self._validation, exact) if tested else None
+
+        computing = threading.Event()
+        alike = [self._alike(made, data) for data in (self._data, self._validation)]
+        if self._held or alike[0] is None:
+            return both()
+        # Python traces in one thread while TensorFlow computes in others; no two traces go on at once.
+        with ThreadPoolExecutor(1, "transferkit-computing") as pool:
+            found = pool.submit(both)
+            found.add_done_callback(lambda _: computing.set())
+            computing.wait()
+            for rows, trains in zip(alike, (True, False), strict=True):
+                if rows is not None:
+                    steps.warm(rows, train=trains)
+            return found.result()
+
+    def _alike(self, made: Split, data: Any) -> Rows | None:
+        """Rows like those that will come of the data, without their values; None where that can't be told."""
+        settings = self._settings
+        labels = data[1:] if is_arrays(data) else (data.labels,) if isinstance(data, Data) else None
+        if labels is None or not isinstance(labels[0], np.ndarray) or any(settings.unusual().values()) or in_use():
+            return None
+        if any(item.masked or None in item.shape for item in made.boundary) or _elsewhere():
+            return None
+        rows = len(labels[0])
+        if rows * made.nbytes > _MOST_ALIKE:
+            return None
+        shapes = [[rows, *(length or 0 for length in item.shape)] for item in made.boundary]
+        arrays = tuple(np.zeros(shape, numpy_dtype(item.dtype)) for shape, item in zip(shapes, made.boundary, strict=True))
+        weight = (*labels, None)[1]
+        some = Features(arrays, labels[0], weight, rows, 1, "", False, 0.0, scales=(None,) * len(arrays))
+        return rows_of_features(some, class_weight=self._class_weight if data is self._data else None)
+
+    def _left_out(self) -> str:
+        """What of the plan has no effect on a phase in full."""
+        names = [name for name in ("views", "noise") if self._settings.unusual()[name] is not None]
+        return (
+            f"; the plan's {' and '.join(names)} of features {'has' if names == ['noise'] else 'have'} no part in it"
+            if names
+            else ""
+        )
 
     def _excluded(self, plan: PhasePlan) -> str:
         """What speaks against it before the model is looked at."""
@@ -174,7 +260,7 @@ class Cache:
             return "computed in full: steps_per_epoch cuts the data into epochs of its own"
         if tf.distribute.has_strategy() and tf.distribute.get_strategy().num_replicas_in_sync > 1:
             return "computed in full: the batches are shared among several replicas"
-        why = _unfit(self._data)
+        why = repeats(self._data)
         if why:
             return f"computed in full: {why}"
         if self._wanted is None and not (is_arrays(self._data) or isinstance(self._data, Data)):
@@ -184,35 +270,41 @@ class Cache:
 
     def _not_worth_it(self, made: Split, epochs: int) -> str:
         if not made:
-            return f"computed in full: {made.reason}"
+            offer = _OFFER if any(why == RANDOM for _, why in made.blocked) else ""
+            return f"computed in full: {made.reason}{offer}"
         if not any(layer.weights for layer in made.prefix.layers):
-            return f"computed in full: nothing with weights lies before {made.blocked[0][0]}, for {made.blocked[0][1]}"
-        if self._wanted or is_shared(made.prefix, self._data):
+            name, why = made.blocked[0]
+            offer = _OFFER if why == RANDOM else ""
+            return f"computed in full: nothing with weights lies before {name}, for {why}{offer}"
+        if self._wanted or is_shared(made.prefix, self._data, settings=self._settings, seed=self._seed):
             return ""
         if epochs < 2:
             return "computed in full: one epoch computes everything once anyway"
         rows = len(self._data) if isinstance(self._data, Data) else row_count(self._data)
         steps = math.ceil(rows / self._batch_size)
         gain = epochs * steps * _STEP_SECONDS - _OVERHEAD_SECONDS
-        if (epochs - 1) * rows * _flops(made) / _FLOPS + gain < 0:
-            return "computed in full: so few rows and layers that computing them once saves nothing"
-        seconds = self._timed(made)
+        saved = (epochs - 1) * rows * _flops(made)
         reading = made.nbytes * _SECONDS_PER_BYTE
+        if saved / _FLOPS + gain < 0:
+            return "computed in full: so few rows and layers that computing them once saves nothing"
+        if saved / _MOST_FLOPS > epochs * rows * reading - gain:
+            return ""  # however fast the machine
+        seconds = self._timed(made)
         if (epochs - 1) * rows * seconds - epochs * rows * reading + gain < 0:
             return f"computed in full: reading {made.nbytes:,} bytes a row costs more than computing them"
         return ""
 
     def _timed(self, made: Split) -> float:
         """Seconds that the prefix takes for a row, on one batch of the real rows."""
-        rows = self._first(BATCH)
+        rows = self._first(BLOCK)
         count = len(tf.nest.flatten(rows)[0])
-        index = np.arange(BATCH) % count
+        index = np.arange(BLOCK) % count
         batch = tf.nest.map_structure(lambda array: tf.convert_to_tensor(np.asarray(array)[index]), rows)
         function = made.prefix.as_function()
         function(batch)  # traces
         begun = time.perf_counter()
         tf.nest.map_structure(lambda tensor: tensor.numpy(), function(batch))
-        return (time.perf_counter() - begun) / BATCH
+        return (time.perf_counter() - begun) / BLOCK
 
     def _sample(self) -> Any:
         return self._first(3)
@@ -224,15 +316,19 @@ class Cache:
             return tf.nest.map_structure(lambda array: np.asarray(array[:count]), self._data[0])
         return None
 
-    def _features(self, name: str, mark: str, made: Split, data: Any) -> Features:
+    def _features(
+        self, name: str, mark: str, prefix: GraphModel, data: Any, settings: CacheSettings, traced: Any = None
+    ) -> Features:
         key = f"{name} {mark}"
         if key not in self._held:
-            self._held[key] = features_of(made.prefix, data, folder=self._folder)
+            folder = self._settings.folder
+            self._held[key] = features_of(prefix, data, settings=settings, folder=folder, seed=self._seed, traced=traced)
         return self._held[key]
 
 
-def _unfit(data: Any) -> str:
-    return "" if isinstance(data, Data) else repeats(data)
+def _elsewhere() -> bool:
+    """Whether it may run elsewhere than where a new thread would put it."""
+    return tf.distribute.has_strategy() or bool(tf.config.list_physical_devices("GPU"))
 
 
 def _places(made: Split) -> str:

@@ -5,11 +5,12 @@ May import Keras and the floors below.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from transferkit._table import Table, Tabular
 from transferkit.building.frontier import Split
+from transferkit.tuning.cache_settings import CacheSettings
 from transferkit.tuning.costs import PhaseCost, count_of
 from transferkit.tuning.optimizers import decays
 from transferkit.tuning.phases import PhasePlan, ResolvedLayer
@@ -26,12 +27,14 @@ class PhaseDescription(Tabular):
         split: The model cut where it is frozen; None where the plan wants everything computed in every epoch.
         cost: What it costs.
         weight_decay: The optimizer's weight decay, or None.
+        cache: How features are computed and kept.
     """
 
     plan: PhasePlan
     split: Split | None
     cost: PhaseCost
     weight_decay: float | None = None
+    cache: CacheSettings = field(default_factory=CacheSettings)
 
     def table(self) -> Table:
         """The phase as a table, one row for each layer that has weights or changes its behaviour."""
@@ -82,7 +85,15 @@ class PhaseDescription(Tabular):
         if not made or not any(layer.weights for layer in made.prefix.layers):
             return "Every layer is computed in every epoch."
         places = " and ".join(item.name for item in made.boundary)
-        return f"{len(made.cached)} layers can be computed once, up to {places}: {made.nbytes:,} bytes a row."
+        said = f"{len(made.cached)} layers can be computed once, up to {places}: {made.nbytes:,} bytes a row."
+        words = {
+            "dtype": "kept as {}",
+            "views": "in {} views",
+            "noise": "with noise of {:g} standard deviations on features",
+            "extraction": "computed the way {!r}",
+        }
+        found = [words[name].format(value) for name, value in self.cache.unusual().items() if value is not None]
+        return f"{said} For training {', '.join(found)}; the run says how far that is from exact." if found else said
 
     def to_dict(self) -> dict[str, Any]:
         """The table as plain lists and dicts."""

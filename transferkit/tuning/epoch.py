@@ -31,11 +31,13 @@ class Rows:
     """What the steps draw their batches from.
 
     Args:
-        x: The inputs of the model, one tensor or a tuple of them.
+        x: What the inputs of the model are read from, one tensor or a tuple of them.
         y: The labels, or None.
         sample_weight: The weights, or None.
         count: How many rows an epoch has.
         index: Rows of an epoch, epoch → their places in `x`, where these aren't the rows themselves.
+        read: `x`, places → the inputs there; the rows of the tensors where nothing is given.
+        augment: Inputs, epoch, step → inputs to train on.
     """
 
     x: Any
@@ -43,20 +45,28 @@ class Rows:
     sample_weight: Any
     count: int
     index: Callable[[np.ndarray[Any, Any], int], np.ndarray[Any, Any]] | None = None
+    read: Callable[[Any, Any], Any] | None = None
+    augment: Callable[[Any, Any, Any], Any] | None = None
 
 
-def rows_of_features(features: Features, *, class_weight: Mapping[int, float] | None = None) -> Rows:
+def rows_of_features(
+    features: Features,
+    *,
+    class_weight: Mapping[int, float] | None = None,
+    augment: Callable[[Any, Any, Any], Any] | None = None,
+) -> Rows:
     """The features and labels as rows to train on; the features aren't copied."""
-    tensors = features.tensors()
     weights = features.sample_weight
     if class_weight is not None:
         weights = class_weights(features.y, class_weight)
     return Rows(
-        x=tensors[0] if len(tensors) == 1 else tensors,
+        x=features.tensors(),
         y=None if features.y is None else tf.nest.map_structure(_tensor, features.y),
         sample_weight=None if weights is None else tf.nest.map_structure(_tensor, weights),
         count=features.rows,
         index=lambda order, epoch: features.index(order, epoch=epoch),
+        read=features.read(),
+        augment=augment,
     )
 
 
@@ -92,8 +102,7 @@ class Steps:
         # A step of the user's gives logs of its own, which only the step itself can tell.
         own = any(getattr(type(model), name) is not getattr(keras.Model, name) for name in ("train_step", "test_step"))
         self._alone = own or model.run_eagerly
-        self._train = self._compiled(model.train_step)
-        self._test = self._compiled(model.test_step)
+        self._compiled_for: dict[Any, Any] = {}
         self._ready = False
 
     def count(self, rows: int) -> int:
@@ -107,12 +116,17 @@ class Steps:
         model = self.model
         if model.optimizer is not None and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
-        x, y, weight = _batch(rows, tf.zeros((1,), tf.int64), tf.zeros((1,), tf.int64))
+        x, y, weight = _batch(rows, (rows.x, rows.y, rows.sample_weight), tf.zeros((1,), tf.int64), tf.zeros((1,), tf.int64))
         y_pred = model(x, training=False)
         model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=weight)
         model.compute_metrics(x, y, y_pred, sample_weight=weight)
         model.reset_metrics()
         self._ready = True
+
+    def warm(self, rows: Rows, *, train: bool) -> None:
+        """Compiles the steps for rows like these, whose values don't matter; takes none."""
+        if not self._alone:
+            self._run(train, rows, np.arange(rows.count), 0, 0, 0)
 
     def train(self, rows: Rows, order: np.ndarray[Any, Any], *, epoch: int = 0, start: int = 0, stop: int | None = None) -> Any:
         """Takes the steps `start` to `stop` of an epoch; changes the model, and adds to its metrics.
@@ -127,59 +141,63 @@ class Steps:
         Returns:
             The logs after the last of the steps, by name, as tensors.
         """
-        return self._run(self._train, rows, order, epoch, start, stop)
+        return self._run(True, rows, order, epoch, start, stop)
 
     def test(self, rows: Rows, *, start: int = 0, stop: int | None = None) -> Any:
         """Takes test steps over the rows in their own order, of the first view."""
-        return self._run(self._test, rows, np.arange(rows.count), 0, start, stop)
+        return self._run(False, rows, np.arange(rows.count), 0, start, stop)
 
-    def _run(self, function: Any, rows: Rows, order: np.ndarray[Any, Any], epoch: int, start: int, stop: int | None) -> Any:
+    def _run(self, train: bool, rows: Rows, order: np.ndarray[Any, Any], epoch: int, start: int, stop: int | None) -> Any:
         self.prepare(rows)
         stop = self.count(len(order)) if stop is None else stop
         labels = tf.constant(order, tf.int64)
         places = labels if rows.index is None else tf.constant(rows.index(order, epoch), tf.int64)
-        parts = (rows.x, rows.y, rows.sample_weight, labels, places)
+        function = self._function(train, rows)
+        parts = ((rows.x, rows.y, rows.sample_weight), labels, places, tf.constant(epoch))
         if not self._alone:
             return function(*parts, tf.constant(start), tf.constant(stop))
         logs: Any = {}
         for step in range(start, stop):
-            logs = function(*parts, tf.constant(step), tf.constant(step + 1))
+            logs = function(*parts, tf.constant(step))
         return logs
 
-    def _compiled(self, step: Callable[[Any], Any]) -> Any:
+    def _function(self, train: bool, rows: Rows) -> Any:
+        key = (train, rows.read, rows.augment)
+        if key not in self._compiled_for:
+            self._compiled_for[key] = self._compiled(self.model.train_step if train else self.model.test_step, rows, train)
+        return self._compiled_for[key]
+
+    def _compiled(self, step: Callable[[Any], Any], rows: Rows, train: bool) -> Any:
         size, model = self.batch_size, self.model
+        augment = rows.augment if train else None
         # AutoGraph stays off, as in fit: the user's step runs as it was written.
         one = tf.function(step, jit_compile=True, autograph=False) if model.jit_compile else step
 
-        def turn(parts: tuple[Any, ...], index: Any) -> Any:
-            x, y, weight, labels, places = parts
+        def turn(parts: Any, labels: Any, places: Any, epoch: Any, index: Any) -> Any:
             cut = slice(index * size, (index + 1) * size)
-            return one(_packed(*_batch(Rows(x, y, weight, 0), labels[cut], places[cut])))
-
-        def alone(*given: Any) -> Any:
-            return turn(given[:5], given[5])
+            x, y, weight = _batch(rows, parts, labels[cut], places[cut])
+            if augment is not None:
+                x = augment(x, epoch, index)
+            return one(keras.utils.pack_x_y_sample_weight(x, y, weight))
 
         def run(*given: Any) -> Any:
             def body(index: Any) -> Any:
-                turn(given[:5], index)
+                turn(given[0], given[1], given[2], given[3], index)
                 return (index + 1,)
 
-            tf.while_loop(lambda index: index < given[6], body, (given[5],), parallel_iterations=1)
+            tf.while_loop(lambda index: index < given[5], body, (given[4],), parallel_iterations=1)
             return model.get_metrics_result()
 
-        chosen = alone if self._alone else run
+        chosen = turn if self._alone else run
         return chosen if model.run_eagerly else tf.function(chosen, autograph=False)
 
 
-def _batch(rows: Rows, labels: Any, places: Any) -> tuple[Any, Any, Any]:
+def _batch(rows: Rows, parts: Any, labels: Any, places: Any) -> tuple[Any, Any, Any]:
     def gather(part: Any, index: Any) -> Any:
         return None if part is None else tf.nest.map_structure(lambda tensor: tf.gather(tensor, index), part)
 
-    return gather(rows.x, places), gather(rows.y, labels), gather(rows.sample_weight, labels)
-
-
-def _packed(x: Any, y: Any, weight: Any) -> Any:
-    return keras.utils.pack_x_y_sample_weight(x, y, weight)
+    x, y, weight = parts
+    return (rows.read or gather)(x, places), gather(y, labels), gather(weight, labels)
 
 
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
@@ -220,6 +238,7 @@ def train(
     validation: Rows | None = None,
     evaluate: Callable[[], Mapping[str, Any]] | None = None,
     watch: Watch | None = None,
+    steps: Steps | None = None,
 ) -> None:
     """Trains a compiled model on rows, as `fit` does with its callbacks; changes the model.
 
@@ -235,10 +254,11 @@ def train(
         validation: Rows to test on after each epoch, in batches of the same size.
         evaluate: Tests in another way instead, and gives the logs.
         watch: What is told of the run.
+        steps: Those of the model in batches of that size, where they were compiled before.
     """
     shown = model if shown is None else shown
     callbacks = keras.callbacks.CallbackList([], model=shown) if callbacks is None else callbacks
-    steps = Steps(model, batch_size=batch_size)
+    steps = steps or Steps(model, batch_size=batch_size)
     single_test = any(_wants_test_batches(callback) for callback in callbacks.callbacks)
     run_epochs(
         model,
@@ -324,6 +344,11 @@ def same_kernels() -> Iterator[None]:
 
     The rewriter fuses what it finds side by side, which differs between the two; without it they are equal to the bit, at 0.99–
     1.02 times the speed (measured on ResNet50 at four cuts). The setting is of the process, and is put back at the end.
+
+    Example:
+        >>> import transferkit as tk
+        >>> with tk.same_kernels():
+        ...     pass  # run = plan.fit(model, data)
     """
     before = tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})

@@ -14,6 +14,7 @@ import numpy as np
 from transferkit._keras import keras, tf
 from transferkit.data import Data, is_arrays, row_count, rows_of
 from transferkit.tuning.averaging import recalibrate_batch_norm
+from transferkit.tuning.cache_settings import CacheSettings
 from transferkit.tuning.caching import Cache
 from transferkit.tuning.callbacks import Progress
 from transferkit.tuning.checking import BatchChecks
@@ -50,7 +51,7 @@ class Job:
         steps_per_epoch: As `fit` takes it.
         validation_steps: As `fit` takes it.
         verbose: As `fit` takes it.
-        cache: Whether frozen layers are computed once: True, False, a folder, or None for what pays.
+        cache: Whether and how frozen layers are computed once.
         checks: Looks at each batch that isn't in memory.
         watch: What watches over the run, keeps it in checkpoints and goes on with it.
     """
@@ -69,7 +70,7 @@ class Job:
     steps_per_epoch: int | None = None
     validation_steps: int | None = None
     verbose: Any = "auto"
-    cache: bool | str | None = None
+    cache: CacheSettings = field(default_factory=CacheSettings)
     checks: BatchChecks | None = None
     watch: Session = field(kw_only=True)
 
@@ -175,6 +176,7 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
         class_weight=job.class_weight,
         mixes=job.targets.mixing is not None,
         steps_per_epoch=job.steps_per_epoch,
+        seed=job.seed,
     )
     progress = Progress([(plan.phase.name, plan.phase.epochs) for plan in plans])
     optimizer: Any = None
@@ -229,7 +231,14 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
                 steps=batches_an_epoch,
                 model=model,
             )
-            cached, words = cache.phase(model, plan, decided=watch.decided(index))
+            cached, words = cache.phase(
+                model,
+                plan,
+                loss=minimised.loss,
+                loss_weights=minimised.loss_weights,
+                metrics=_fresh_metrics(minimised.metrics),
+                decided=watch.decided(index),
+            )
             if job.verbose:
                 print(words)
             in_full = FullSteps(model, stream) if cached is None else None
@@ -248,9 +257,6 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
                 if cached is not None:
                     cached.fit(
                         model,
-                        loss=minimised.loss,
-                        loss_weights=minimised.loss_weights,
-                        metrics=_fresh_metrics(minimised.metrics),
                         order=lambda epoch: epoch_order(cached.rows.count, seed=job.seed, epoch=epoch),  # noqa: B023 -- used at once
                         epochs=begun + plan.phase.epochs,
                         initial_epoch=begun,

@@ -102,11 +102,13 @@ class PhasePlan:
         phase: The phase.
         layers: Every layer, in the model's order.
         own_weights: Weights that a subclassed model keeps beside its layers; they train when the phase trains everything.
+        dropout_on: Whether dropout and noise of what is frozen stay on.
     """
 
     phase: Phase
     layers: tuple[ResolvedLayer, ...]
     own_weights: tuple[Any, ...] = field(default=(), repr=False)
+    dropout_on: bool = False
 
     @property
     def trained_parameters(self) -> int:
@@ -148,6 +150,7 @@ def resolve(
     batch_norm: str,
     rates: Sequence[tuple[Layers, float]] = (),
     low_rank: tuple[Layers, LowRank] | None = None,
+    dropout_on: bool = False,
 ) -> PhasePlan:
     """What `phase` means for `model`, without changing it.
 
@@ -158,6 +161,7 @@ def resolve(
             its initial statistics adapts, for it has none to keep. `adapt`: BatchNorm trains with the layers selected.
         rates: Groups of layers with a factor each on the learning rate.
         low_rank: Which layers train through factors, where they train, and how.
+        dropout_on: Whether dropout and noise of what is frozen stay on.
 
     Raises:
         ModelError: when the phase selects nothing.
@@ -192,7 +196,9 @@ def resolve(
                 layer=layer,
                 trained=trained,
                 batch_norm=mode,
-                silenced=noise_attribute(layer) is not None and (branch_frozen[path] if drops_paths(layer) else frozen_after),
+                silenced=not dropout_on
+                and noise_attribute(layer) is not None
+                and (branch_frozen[path] if drops_paths(layer) else frozen_after),
                 parameters=_count(layer.weights),
                 shape=_shape(layer),
                 multiplier=multipliers.get(path, 1.0),
@@ -203,7 +209,7 @@ def resolve(
         )
     in_layers = {id(weight) for _, layer in leaves for weight in layer.weights}
     own = tuple(weight for weight in model.weights if id(weight) not in in_layers and weight.trainable)
-    return PhasePlan(phase=phase, layers=tuple(reversed(rows)), own_weights=own)
+    return PhasePlan(phase=phase, layers=tuple(reversed(rows)), own_weights=own, dropout_on=dropout_on)
 
 
 def _shape(layer: Any) -> str:
@@ -228,7 +234,7 @@ def freeze_digest(plan: PhasePlan) -> dict[str, str]:
 def _digest(weights: Sequence[Any]) -> str:
     digest = hashlib.sha256()
     for weight in weights:
-        digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(weight)).tobytes())
+        digest.update(np.ascontiguousarray(weight.numpy()).data)
     return digest.hexdigest()
 
 
@@ -280,7 +286,7 @@ def _noisy(plan: PhasePlan) -> list[Any]:
     """The layers whose noise is off in the phase: in front of what is frozen, and within it."""
     found: list[Any] = []
     for row in plan.layers:
-        frozen_block = not row.trained and bool(row.layer.weights)
+        frozen_block = not row.trained and bool(row.layer.weights) and not plan.dropout_on
         found.extend(parts_of(row.layer) if frozen_block else [row.layer] if row.silenced else [])
     return found
 

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from transferkit.building.graph_model import GraphModel
 from transferkit.data import Data
+from transferkit.tuning.cache_settings import CacheSettings
 from transferkit.tuning.features import Features, compute, memory_left
 
-__all__ = ["Pool", "features_of", "is_shared", "shared_features"]
+__all__ = ["Pool", "features_of", "in_use", "is_shared", "shared_features"]
 
 #: A part smaller than this share of the whole is no reason to compute the whole.
 _LEAST_SHARE = 0.5
@@ -64,7 +66,19 @@ class Pool:
 def shared_features() -> Iterator[None]:
     """Lets the runs within the block share the features of data that was taken from one whole by `take` or `split`.
 
-    The data must not change within the block. Blocks may be nested; the outer one is used.
+    The data must not change within the block. Blocks may be nested; the outer one is used. Layers with code of the user's share
+    nothing, because it can't be told by content whether they are the same.
+
+    Example:
+        >>> import keras, numpy as np, transferkit as tk
+        >>> data = tk.Data.arrays(np.random.default_rng(0).normal(size=(40, 4)), np.arange(40) % 2)
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(2)])
+        >>> plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=2).cache(True)
+        >>> with tk.shared_features():
+        ...     for rows in (np.arange(30), np.arange(10, 40)):
+        ...         run = plan.fit(model, data.take(rows), seed=0, verbose=0)
+        >>> "30 rows found in" in run.phases[0].frozen
+        True
     """
     if _in_use.get() is not None:
         yield
@@ -76,25 +90,48 @@ def shared_features() -> Iterator[None]:
         _in_use.reset(token)
 
 
-def is_shared(prefix: Any, data: Any) -> bool:
+def in_use() -> bool:
+    """Whether a block is running."""
+    return _in_use.get() is not None
+
+
+def is_shared(prefix: GraphModel, data: Any, *, settings: CacheSettings, seed: int = 0) -> bool:
     """Whether what the prefix gives for the rows was computed by another run of the block, so that taking it costs nothing."""
-    pool = _in_use.get()
-    code = prefix.digest() if pool is not None else None
-    return pool is not None and code is not None and pool.holds(data, code)
+    pool, key = _in_use.get(), _key(prefix, settings, seed)
+    return pool is not None and key is not None and pool.holds(data, key)
 
 
-def features_of(prefix: Any, data: Any, *, folder: str | None = None) -> Features:
+def features_of(
+    prefix: GraphModel,
+    data: Any,
+    *,
+    settings: CacheSettings | None = None,
+    folder: str | None = None,
+    seed: int = 0,
+    traced: Callable[[], Any] | None = None,
+) -> Features:
     """What the prefix gives for the rows: from what several runs share, where this is one of them, else computed or found.
 
     Args:
         prefix: The frozen part, from `frontier.split`.
         data: As for `compute`.
+        settings: As for `compute`.
         folder: As for `compute`.
+        seed: As for `compute`.
+        traced: As for `compute`.
     """
-    pool = _in_use.get()
-    code = prefix.digest() if pool is not None else None
-    if pool is not None and code is not None:
-        shared = pool.take(data, code, lambda whole: compute(prefix, whole, folder=folder))
-        if shared is not None:
-            return shared
-    return compute(prefix, data, folder=folder)
+    settings = settings or CacheSettings()
+
+    def computed(rows: Any) -> Features:
+        return compute(prefix, rows, settings=settings, folder=folder, seed=seed, traced=traced)
+
+    pool, key = _in_use.get(), _key(prefix, settings, seed)
+    shared = pool.take(data, key, computed) if pool is not None and key is not None else None
+    return computed(data) if shared is None else shared
+
+
+def _key(prefix: GraphModel, settings: CacheSettings, seed: int) -> str | None:
+    """What decides the features of a row; None where it can't be told, or nobody asks."""
+    code = prefix.digest() if in_use() else None
+    views = (settings.views, seed) if settings.views > 1 else 1
+    return None if code is None else f"{code} {settings.dtype} {settings.extraction} {views}"

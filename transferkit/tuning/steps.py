@@ -16,6 +16,7 @@ from transferkit._keras import keras
 from transferkit._objects import FunctionReference, KerasObject, as_value, check_names
 from transferkit._plan import FrozenMapping, Plan, steps_named
 from transferkit.errors import PlanError, did_you_mean
+from transferkit.tuning.cache_settings import CacheSettings
 from transferkit.tuning.layers import Layers
 from transferkit.tuning.phases import BATCH_NORM_POLICIES, Phase
 from transferkit.tuning.schedules import Schedule
@@ -33,6 +34,7 @@ class TuningSteps(Plan):
             "cutmix",
             "early_stopping",
             "ema",
+            "frozen_dropout",
             "l2_sp",
             "label_smoothing",
             "lora",
@@ -268,22 +270,47 @@ class TuningSteps(Plan):
             raise PlanError("Planning early stopping.", found=f"patience={patience!r}; it must be a whole number, at least 0")
         return self._then("early_stopping", patience=patience, monitor=monitor, restore_best=restore_best)
 
-    def cache(self, cache: bool | str | os.PathLike[str]) -> Self:
+    def cache(
+        self,
+        cache: bool | str | os.PathLike[str],
+        *,
+        dtype: str = "float32",
+        views: int = 1,
+        noise: float = 0.0,
+        extraction: str = "exact",
+    ) -> Self:
         """Whether what a phase freezes is computed once for every row, and the phase trains on the features.
 
         Where nothing is said, it is done where it pays. Losses and weights are the same either way; `docs/feature-cache.md`
-        says how nearly.
+        says how nearly. The other arguments change them; validation is always on exact features.
 
         Args:
             cache: True wherever it can be done, also for data that comes in batches, whose rows are then shuffled like arrays;
                 False never; or a folder, where the features are kept for later runs.
+            dtype: What training features are kept in: `float32`, `float16`, `bfloat16`, or `int8` with a scale for each channel
+                of every 64 rows. The run says by how much values were rounded.
+            views: How many times each training row is computed, each with another draw of the random augmentation in front of
+                the frozen part. Epochs take the views in turn.
+            noise: Augmentation of features: the standard deviation of Gaussian noise on each, as a share of the feature's own.
+            extraction: `exact`; `folded`, with the frozen weights as constants that TensorFlow merges into one another; or
+                `bfloat16`, the same in bfloat16. The run says how far off the first rows came out.
         """
         value = os.fspath(cache) if isinstance(cache, os.PathLike) else cache
-        if not isinstance(value, (bool, str)) or value == "":
-            raise PlanError(
-                "Planning the feature cache.", found=f"{cache!r}", fix='.cache(True), .cache(False) or .cache("folder")'
-            )
-        return self._then("cache", cache=value)
+        arguments: dict[str, Any] = {"dtype": dtype, "views": views, "noise": noise, "extraction": extraction}
+        CacheSettings(value, **arguments)  # refuses what can't be
+        return self._then("cache", cache=value, **arguments)
+
+    def frozen_dropout(self, on: bool = True) -> Self:
+        """Whether dropout and noise between frozen layers stay on, as Keras leaves them; off where nothing is said.
+
+        What is frozen then draws anew for each batch, so only what lies before the first dropout can be computed once.
+
+        Args:
+            on: Whether they do.
+        """
+        if not isinstance(on, bool):
+            raise PlanError("Planning the dropout of frozen layers.", found=f"{on!r}; it must be True or False")
+        return self._then("frozen_dropout", on=on)
 
     def batch_norm(self, policy: str) -> Self:
         """What BatchNorm does in layers that train.

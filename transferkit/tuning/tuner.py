@@ -15,6 +15,7 @@ from transferkit.building.heads import heads_of
 from transferkit.data import split
 from transferkit.errors import DataError, ModelError, PlanError, did_you_mean
 from transferkit.placement import Placement
+from transferkit.tuning.cache_settings import CacheSettings
 from transferkit.tuning.caching import planned_split
 from transferkit.tuning.callbacks import TensorBoardLogs
 from transferkit.tuning.checking import BatchChecks, check_classes
@@ -96,10 +97,10 @@ class FineTuner(TuningSteps):
         Raises:
             ModelError: when a phase selects layers the model hasn't got, or nothing that could train.
         """
-        plans = self._resolved(model)
+        plans, cache = self._resolved(model), self._cache()
         parts = []
         for plan in plans:
-            made = None if self._cache() is False else planned_split(model, plan)
+            made = None if cache.wanted is False else planned_split(model, plan, views=cache.views > 1)
             useful = made is not None and bool(made) and any(layer.weights for layer in made.prefix.layers)
             optimizer = self.make_optimizer(plan.phase.learning_rate)
             cost = cost_of(
@@ -112,7 +113,7 @@ class FineTuner(TuningSteps):
                 rows=rows,
             )
             decay = getattr(getattr(optimizer, "inner_optimizer", optimizer), "weight_decay", None)
-            parts.append(PhaseDescription(plan, made, cost, decay if isinstance(decay, float) else None))
+            parts.append(PhaseDescription(plan, made, cost, decay if isinstance(decay, float) else None, cache))
         return Description(tuple(parts))
 
     def _resolved(self, model: Any) -> tuple[PhasePlan, ...]:
@@ -123,7 +124,9 @@ class FineTuner(TuningSteps):
         if thin:
             layers = Layers.all() - Layers.head() if thin["layers"] is None else thin["layers"]
             low_rank = (layers, LowRank(thin["rank"], thin["alpha"], thin["times"]))
-        plans = tuple(resolve(model, phase, batch_norm=self._policy(), rates=rates, low_rank=low_rank) for phase in self.phases())
+        on = (self._last("frozen_dropout") or {"on": False})["on"]
+        settings: dict[str, Any] = {"batch_norm": self._policy(), "rates": rates, "low_rank": low_rank, "dropout_on": on}
+        plans = tuple(resolve(model, phase, **settings) for phase in self.phases())
         if low_rank and not any(row.lowered for plan in plans for row in plan.layers):
             raise ModelError(
                 f"Planning to fine-tune the model {model.name!r} by LoRA.",
@@ -143,9 +146,8 @@ class FineTuner(TuningSteps):
             )
         return plans
 
-    def _cache(self) -> bool | str | None:
-        chosen = self._last("cache")
-        return chosen["cache"] if chosen else None
+    def _cache(self) -> CacheSettings:
+        return CacheSettings(**(self._last("cache") or {}))
 
     def make_optimizer(self, learning_rate: float | None = None) -> Any:
         """A fresh optimizer of the plan's, at that rate where one is given."""

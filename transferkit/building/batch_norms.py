@@ -1,0 +1,87 @@
+"""BatchNorm in inference mode as what it is, a factor and an offset for each channel, worked out once instead of in every batch.
+
+Keras works them out from four variables each time, some ten small operations for each layer: more than half of the graph of a
+convolutional backbone, in tracing and in running. The bits are the same, because the operations are; whether Keras still takes
+these is tried out once in a process. May import Keras and the floors below.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from transferkit._keras import keras, tf
+from transferkit.building.graph import Call, Spec
+
+__all__ = ["apply_norm", "norm_constants", "simple_norms"]
+
+
+def simple_norms(calls: Iterable[Call], specs: dict[int, Spec], *, loud: frozenset[int]) -> dict[int, int]:
+    """The calls of float32 BatchNorm in inference mode, by index, with the number of axes of their input.
+
+    None where a mask may be about, which only Keras's own call hands on.
+    """
+    calls = tuple(calls)
+    if not all(_is_kerass(call) for call in calls):
+        return {}
+    found = {}
+    for index, call in enumerate(calls):
+        layer = call.operation
+        if type(layer) is not keras.layers.BatchNormalization or index in loud or layer.compute_dtype != "float32":
+            continue
+        (number,) = call.inputs
+        if specs[number].dtype == "float32" and layer.activity_regularizer is None:
+            found[index] = len(specs[number].shape)
+    return found if found and _formula_holds() else {}
+
+
+def _is_kerass(call: Call) -> bool:
+    operation = call.operation
+    if isinstance(operation, (keras.layers.Masking, keras.layers.Lambda)) or getattr(operation, "mask_zero", False):
+        return False
+    return type(operation).__module__.split(".")[0] == "keras"
+
+
+def norm_constants(layer: Any, axes: int) -> tuple[Any, Any]:
+    """The factor and the offset of a BatchNorm whose input has so many axes, by Keras's own operations."""
+    factor = tf.math.rsqrt(_value(layer.moving_variance) + layer.epsilon)
+    if layer.scale:
+        factor = factor * _value(layer.gamma)
+    offset = -_value(layer.moving_mean) * factor
+    if layer.center:
+        offset = _value(layer.beta) - _value(layer.moving_mean) * factor
+    (axis,) = layer.axis if isinstance(layer.axis, (list, tuple)) else (layer.axis,)
+    if axis not in (-1, axes - 1):
+        shape = [1] * axes
+        shape[axis] = -1
+        return tf.reshape(factor, shape), tf.reshape(offset, shape)
+    return factor, offset
+
+
+def _value(variable: Any) -> Any:
+    return tf.convert_to_tensor(variable.value)
+
+
+def apply_norm(x: Any, constants: tuple[Any, Any]) -> Any:
+    """What the BatchNorm gives for `x`."""
+    return x * constants[0] + constants[1]
+
+
+@functools.cache
+def _formula_holds() -> bool:
+    """Whether this Keras's BatchNorm gives what `apply_norm` gives, to the bit."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(3, 4, 5, 6)).astype("float32")
+    for settings in ({"axis": -1}, {"axis": 1}, {"scale": False}, {"center": False}):
+        layer = keras.layers.BatchNormalization(epsilon=1.1e-3, dtype="float32", **settings)
+        layer.build(x.shape)
+        for variable in layer.weights:
+            variable.assign(random.uniform(0.1, 2.0, variable.shape).astype("float32"))
+        ours = tf.function(lambda tensor, constants: apply_norm(tensor, constants), autograph=False)
+        wanted = tf.function(lambda tensor, layer=layer: layer(tensor, training=False), autograph=False)
+        if not np.array_equal(ours(tf.constant(x), norm_constants(layer, 4)), wanted(tf.constant(x))):
+            return False
+    return True
