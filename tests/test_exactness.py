@@ -96,6 +96,7 @@ def _difference(kind: str, cut: str, seed: int) -> float:
     return max(float(np.max(np.abs(a - b), initial=0.0) / max(np.max(np.abs(b), initial=0.0), 1e-30)) for a, b in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", _CUTS)
 def test_the_deepest_cut_in_the_strict_mode(kind: str) -> None:
     with tk.same_kernels():
