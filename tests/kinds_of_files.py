@@ -14,6 +14,7 @@ from crashing import Kind
 
 import transferkit as tk
 from transferkit.storage import write_text
+from transferkit.tuning.checkpoint import CheckpointFolder
 from transferkit.tuning.feature_store import FeatureStore
 
 __all__ = ["kinds"]
@@ -75,12 +76,14 @@ def kinds(*, of_keras: bool = False) -> list[Kind]:
 
     return [
         *(
-            Kind(f"save_weights {ending}", saving(tk.save_weights), weights, f"w{ending}")
+            Kind(f"save_weights {ending}", saving(tk.save_weights), weights, f"w{ending}", crashes=ending == ".weights.h5")
             for ending in (".weights.h5", ".h5", ".safetensors", ".npz")
         ),
-        *(Kind(f"save_model {ending}", saving(tk.save_model), whole, f"m{ending}") for ending in (".keras", ".h5")),
+        Kind("save_model .keras", saving(tk.save_model), whole, "m.keras"),
+        Kind("save_model .h5", saving(tk.save_model), whole, "m.h5", crashes=True),
         Kind("a page or table", text, _version_of_text, "report.html"),
         Kind("features", _keep_features, _version_of_features, "features"),
+        Kind("checkpoints", _keep_checkpoint, _version_of_checkpoint, "checkpoints"),
     ]
 
 
@@ -114,3 +117,16 @@ def _version_of_features(path: Path) -> int:
     for version in versions[:-2]:
         shutil.rmtree(path / _key(version))
     return versions[-1]
+
+
+def _keep_checkpoint(path: Path, version: int) -> None:
+    path.mkdir(exist_ok=True)
+    # By its own hand rather than its thread's, which nothing could stop at a call to the system.
+    CheckpointFolder(path, keep=2)._write(version, lambda: ({"version": version}, {"a": np.full(200_000, version, "float32")}))
+
+
+def _version_of_checkpoint(path: Path) -> int:
+    newest = CheckpointFolder(path, keep=2).newest()
+    assert newest is not None
+    assert set(newest.arrays["a"].tolist()) == {float(newest.state["version"])}
+    return int(newest.state["version"])

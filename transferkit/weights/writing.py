@@ -6,6 +6,7 @@ Imports NumPy, h5py and the readers only: nothing here knows Keras.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zipfile
@@ -212,7 +213,9 @@ def write_legacy(
         progress: Called with the arrays done and in all.
     """
     total, done = len(arrays), 0
-    with h5py.File(path, "w") as file:
+    # In memory first: a write that fails within the HDF5 library may crash the process instead of raising (HDF5 1.14).
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
         listed = [name for name in layers if name != "top_level_model_weights"]
         _name_list(file, "layer_names", listed)
         file.attrs["backend"] = b"tensorflow"
@@ -229,6 +232,7 @@ def write_legacy(
                 dataset.attrs["sha256"] = tensor_digest(f"{layer}/{name}", array)
                 done += 1
                 progress(done, total)
+    path.write_bytes(content.getbuffer())
 
 
 def _name_list(node: Any, key: str, names: Sequence[str]) -> None:
