@@ -225,7 +225,7 @@ def watched(allowed: str) -> list[str]:
         elif event == "open" and isinstance(arguments[0], str):
             name = arguments[0]
             if not name.startswith(
-                (allowed, sys.prefix, sys.base_prefix, "/usr", "/dev/null", str(Path(__file__).parent.parent))
+                (allowed, sys.prefix, sys.base_prefix, "/usr", "/dev/null", *(place for place in sys.path if place))
             ):
                 seen.append(f"open {name}")
 

@@ -1,51 +1,146 @@
 """Puts arrays into variables, as one step: every value is at hand and checked before the first variable changes.
 
-A value is copied once, out of the (mapped) file into memory of its own, which TensorFlow then takes over as the variable's
-buffer without another copy (AssignVariableOp shares a tensor it gets from aligned memory). Old values are given free one by one,
-so the peak is the model and the largest tensor.
+A large array is read straight into the memory in which its variable's values stand: no copy is made on the way, no memory is
+asked for, and so the peak is the model itself. Where that memory can't be had (a GPU, several replicas), and for small arrays,
+a value is put together in memory of its own, which TensorFlow takes over.
+What is read a second time must come to the digest of the first reading, whose values were checked.
 May import TensorFlow.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
 from transferkit._keras import keras, tf
+from transferkit.errors import WeightsFileError
+from transferkit.weights.digest import digest_of
+from transferkit.weights.readers.archive import Stretch
+from transferkit.weights.streaming import THREADS, fill
 
-__all__ = ["THREADS", "Assignment", "assign_all"]
+__all__ = ["KEPT", "Assignment", "assign_all"]
 
+KEPT = 64 << 20  # bytes of values, new ones that were made and old ones, that are kept until all is in its place
 _ALIGNMENT = 64  # of Eigen's vectors; TensorFlow copies what is aligned to less
-_KEPT = 64 << 20
+_LARGE = 1 << 18  # bytes from which it pays to ask for a variable's own memory
 _BY_DLPACK = tuple(np.dtype(name) for name in ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8"))
-THREADS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """A Keras variable and the function that gives its new value."""
+    """A variable and where its new value comes from.
 
+    Args:
+        name: The variable's path in the model.
+        variable: The Keras variable.
+        dtype: Its dtype.
+        nbytes: The bytes of its value.
+        value: Gives the new value.
+        digest: What the new value's digest was when it was checked; empty where `value` gives what was checked itself.
+        stretch: Where the new value lies in the file, when it needs no more than being read.
+    """
+
+    name: str
     variable: Any
-    value: Callable[[], np.ndarray[Any, Any]]
     dtype: np.dtype[Any]
     nbytes: int
+    value: Callable[[], np.ndarray[Any, Any]]
+    digest: str = ""
+    stretch: Stretch | None = None
+
+
+def assign_all(items: Sequence[Assignment]) -> None:
+    """Assigns every value; on an error the variables changed so far get their old values back.
+
+    The old values are kept for that only up to 64 MB, with new ones that stand in memory already, lest the peak doubles. Beyond
+    it an error can come from nothing but a lack of memory, or a file that is written or a disk that fails between two readings:
+    values are checked before, and what can't be read the second time is tried once more.
+
+    Raises:
+        WeightsFileError: when a value can't be read again, or is another than the one that was checked.
+    """
+    total = sum(item.nbytes for item in items)
+    made = sum(item.nbytes for item in items if item.stretch is None and not item.digest)
+    old = [(item, np.array(keras.ops.convert_to_numpy(item.variable))) for item in items] if total <= KEPT - made else []
+    begun: deque[Future[None]] = deque()
+    put = 0
+    scratch = _Scratch()
+    try:
+        with _uninterrupted(), ThreadPoolExecutor(THREADS) as pool:
+            for put, item in enumerate(items, 1):  # noqa: B007
+                own = scratch.own_memory(item) if item.nbytes >= _LARGE else None
+                if own is None or item.stretch is None:
+                    _put_twice(item, own)
+                    continue
+                if len(begun) > 2 * THREADS:
+                    begun.popleft().result()
+                begun.append(pool.submit(_put_twice, item, own))
+            for done in begun:
+                done.result()
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt):
+            for item, value in old:
+                item.variable.assign(value)
+        if isinstance(error, WeightsFileError) and not old:
+            raise WeightsFileError(
+                error.asked,
+                found=[*error.found, f"up to {put} of {len(items)} variables hold the file's values already"],
+                cause="the file was written, or the disk failed, after the first reading of every byte went well",
+                fix="load again when the file can be read, or build the model anew",
+            ) from error
+        raise
+
+
+def _put_twice(item: Assignment, own: np.ndarray[Any, Any] | None) -> None:
+    """Puts a value in its place; tries once more, because a connection may have come back."""
+    try:
+        _put(item, own)
+    except WeightsFileError:
+        _put(item, own)
+
+
+def _put(item: Assignment, own: np.ndarray[Any, Any] | None) -> None:
+    """Gives a variable its value through memory that nobody else knows, or through its own."""
+    raw = _room(item) if own is None else own
+    value = raw.view(item.dtype).reshape(tuple(item.variable.shape))
+    if item.stretch is None:
+        np.copyto(value, item.value(), casting="unsafe")
+        if item.digest:
+            _check(item, digest_of(value))
+    else:
+        _check(item, fill(raw, item.stretch))
+    if own is None:
+        plain = _plain_resource(item.variable)
+        if plain is None:
+            item.variable.assign(value)
+        else:
+            tf.raw_ops.AssignVariableOp(resource=plain.handle, value=_shared(value))
+
+
+def _check(item: Assignment, digest: str) -> None:
+    """Raises `WeightsFileError` unless a value is the one that was checked."""
+    if item.digest != digest:
+        raise WeightsFileError(
+            f"Loading {item.name!r}.",
+            found="its values in the file changed after they were checked",
+            cause="another process is writing the file",
+            fix="wait until the file is complete, and load it again",
+        )
 
 
 def _room(item: Assignment) -> np.ndarray[Any, Any]:
-    """Aligned memory for a value, of the variable's shape and dtype."""
+    """Aligned memory for a value."""
     raw = np.empty(item.nbytes + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
-    room: np.ndarray[Any, Any] = raw[start : start + item.nbytes].view(item.dtype).reshape(tuple(item.variable.shape))
-    return room
+    return raw[start : start + item.nbytes]
 
 
 def _plain_resource(variable: Any) -> Any:
@@ -58,23 +153,75 @@ def _plain_resource(variable: Any) -> Any:
     return value
 
 
-def _put(item: Assignment, room: np.ndarray[Any, Any]) -> None:
-    np.copyto(room, item.value(), casting="unsafe")
-    plain = _plain_resource(item.variable)
-    if plain is None:
-        item.variable.assign(room)
-    else:
-        tf.raw_ops.AssignVariableOp(resource=plain.handle, value=_shared(room))
-
-
-def _shared(room: np.ndarray[Any, Any]) -> Any:
+def _shared(value: np.ndarray[Any, Any]) -> Any:
     """The memory as a tensor without a copy.
 
     By DLPack, because TensorFlow gives a NumPy array it took over free only at some later call of its own.
     """
-    if room.dtype in _BY_DLPACK and room.size:
-        return tf.experimental.dlpack.from_dlpack(room.__dlpack__())
-    return room
+    if value.dtype in _BY_DLPACK and value.size:
+        return tf.experimental.dlpack.from_dlpack(value.__dlpack__())
+    return value
+
+
+@final
+class _Scratch:
+    """Gets at the memory in which variables' values stand, with the constants that takes."""
+
+    def __init__(self) -> None:
+        self._none = tf.zeros((0,), tf.int32)
+        self._zeros: dict[Any, Any] = {}
+
+    def own_memory(self, item: Assignment) -> np.ndarray[Any, Any] | None:
+        """The bytes of a variable's value, to be written to; None where they can't be had.
+
+        A tensor read from a variable shares its memory, so that memory mustn't change while somebody may hold such a tensor.
+        An update of no rows makes TensorFlow copy it if somebody does, and from then on copy at every reading;
+        `DisableCopyOnRead` ends that. What is read then, here, is shared with nobody else.
+        """
+        plain = _plain_resource(item.variable)
+        if plain is None or not plain.shape or not hasattr(tf.raw_ops, "DisableCopyOnRead"):
+            return None
+        handle, dtype = plain.handle, plain.dtype
+        if dtype not in self._zeros:
+            self._zeros[dtype] = tf.zeros((), dtype)
+        try:
+            tf.raw_ops.ResourceScatterUpdate(resource=handle, indices=self._none, updates=self._zeros[dtype])
+            tf.raw_ops.DisableCopyOnRead(resource=handle)
+            seen = [_Memory(tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)) for _ in range(2)]
+        except (tf.errors.OpError, TypeError, ValueError, BufferError, RuntimeError):
+            return None
+        # Two readings at one place: nothing is copied on the way. (A type unknown to DLPack raised above.)
+        if seen[0].place != seen[1].place or seen[0].nbytes != item.nbytes:
+            return None
+        return np.asarray(seen[0])
+
+
+@final
+class _Memory:
+    """A tensor's memory as NumPy's array interface shows it, open for writing; keeps the tensor alive."""
+
+    def __init__(self, tensor: Any) -> None:
+        view = np.from_dlpack(_Capsule(tf.experimental.dlpack.to_dlpack(tensor)))
+        self._view = view
+        self.place, self.nbytes = view.ctypes.data, view.nbytes
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return {"version": 3, "data": (self.place, False), "shape": (self.nbytes,), "typestr": "|u1"}
+
+
+@final
+class _Capsule:
+    """A DLPack capsule as NumPy takes it."""
+
+    def __init__(self, capsule: Any) -> None:
+        self._capsule = capsule
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return self._capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0  # the CPU
 
 
 @contextlib.contextmanager
@@ -91,28 +238,3 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if came:
         raise KeyboardInterrupt
-
-
-def assign_all(items: Sequence[Assignment]) -> None:
-    """Assigns every value; on an error the variables changed so far get their old values back.
-
-    The old values are kept for that only up to 64 MB together, lest the peak doubles; beyond it an error can come from nothing
-    but a lack of memory, because values are checked before.
-    """
-    total = sum(item.nbytes for item in items)
-    old = [(item, np.array(keras.ops.convert_to_numpy(item.variable))) for item in items] if total <= _KEPT else []
-    begun: deque[Future[None]] = deque()
-    try:
-        with _uninterrupted(), ThreadPoolExecutor(THREADS) as pool:
-            for item in items:
-                if len(begun) > THREADS:
-                    begun.popleft().result()
-                # Memory is asked for here and not in the threads, whose heaps wouldn't take up what old values give back.
-                begun.append(pool.submit(_put, item, _room(item)))
-            for done in begun:
-                done.result()
-    except BaseException as error:
-        if not isinstance(error, KeyboardInterrupt):
-            for item, value in old:
-                item.variable.assign(value)
-        raise

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from transferkit.weights.mapping import FileArray
-from transferkit.weights.readers.archive import Archive, ArrayInfo
+from transferkit.weights.readers.archive import Archive, ArrayInfo, Stretch
 
 __all__ = ["Arranged", "Composed", "arranged"]
 
@@ -89,5 +89,8 @@ def arranged(archive: Archive, sources: Sequence[FileArray], made: Sequence[Comp
         one = by_name.get(name)
         return archive.read(name) if one is None else one.make([archive.read(piece) for piece in one.pieces])
 
+    def stretch(name: str) -> Stretch | None:
+        return None if name in by_name else archive.stretch(name)
+
     texts = {one.source.name: one.text for one in made}
-    return Arranged(replace(archive, arrays=arrays, read=read), tuple(listed), texts)
+    return Arranged(replace(archive, arrays=arrays, read=read, stretch=stretch), tuple(listed), texts)

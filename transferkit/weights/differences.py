@@ -47,7 +47,7 @@ def differences(archive: Archive, owners: Sequence[tuple[str, Any]], taken: Mapp
         parts = taken.get(path, "").split("/")
         around = ("/".join(parts[:end]) for end in range(len(parts), 0, -1))
         saved = next((said[part] for part in around if part in said), None)
-        if saved is None or not isinstance(layer, keras.Layer):
+        if saved is None or not isinstance(layer, keras.Layer) or _alike_at_a_glance(layer, saved):
             continue
         try:
             present = layer.get_config()
@@ -72,6 +72,17 @@ def differences(archive: Archive, owners: Sequence[tuple[str, Any]], taken: Mapp
 def _in_new_words(saved: Mapping[str, Any]) -> Mapping[str, Any]:
     new = {key: saved[old] for key, old in _OLD_WORDS.items() if old in saved}
     return {**{key: _OLD_VALUES.get(str(value), value) for key, value in new.items()}, **saved}
+
+
+def _alike_at_a_glance(layer: Any, saved: Mapping[str, Any]) -> bool:
+    """Whether every setting is an attribute with the saved value, so that the layer needn't write its configuration down."""
+    for key in _SETTINGS:
+        if key in saved:
+            present = getattr(layer, key, None)
+            present = getattr(present, "__name__", present)
+            if _plain(present) != _plain(saved[key]) or present == "hard_sigmoid":
+                return False
+    return True
 
 
 def _plain(value: Any) -> Any:

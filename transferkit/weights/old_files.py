@@ -99,7 +99,7 @@ def arranged_old_file(
     generation = generation_of(archive, sources)
     trained_on = backend or _backend_of(archive, generation)
     kinds = {canonical(target.path): target.kind for target in targets}
-    layers = _layers(archive, sources, kinds) if generation < 3 else []
+    layers = _layers(archive, sources, kinds) if generation < 3 or trained_on == "theano" else []
     spatial = [layer for layer in layers if layer.spatial and layer.class_name != "Conv1D"]
     first = {layer.channels_first for layer in spatial} - {None}
     common = first.pop() if len(first) == 1 else None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +14,10 @@ import numpy as np
 
 from transferkit.errors import shorten
 from transferkit.weights.adapters import Channels, Classes, Positions, Settings, Vocabulary, adaptation
-from transferkit.weights.assigning import THREADS, Assignment, assign_all
+from transferkit.weights.assigning import KEPT, Assignment, assign_all
 from transferkit.weights.composing import Arranged, arranged
 from transferkit.weights.differences import differences, torch_notes
-from transferkit.weights.digest import examined
+from transferkit.weights.digest import digest_of
 from transferkit.weights.mapping import FileArray, Match, ModelVariable, Pair, Rules
 from transferkit.weights.matching import match
 from transferkit.weights.names import kind_of
@@ -26,6 +25,7 @@ from transferkit.weights.old_files import arranged_old_file
 from transferkit.weights.readers import Archive
 from transferkit.weights.report import LoadedTensor, LoadReport, by_layer_and_reason
 from transferkit.weights.sources import file_arrays, looks_like_torch
+from transferkit.weights.streaming import look_over
 from transferkit.weights.torch_layouts import arranged_torch
 from transferkit.weights.values import bad_values, dtype_problem, lossy_cast
 from transferkit.weights.variables import Slot, check_built, flattened_shapes, leaf_layers_of, slots_of, values_of
@@ -44,6 +44,7 @@ TORCH_WORDS = {
     "moving_variance": ("running_var",),
 }
 _COUNTER = "num_batches_tracked"
+_STREAMED = 1 << 16  # bytes from which an array is looked at block by block
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,9 @@ class Staged:
         self.arranged = self._arranged(archive)
         self.archive = self.arranged.archive
         self.sources = {source.name: source for source in self.arranged.sources}
+        kernels = [slot for slot in self.slots.values() if slot.info.variable == "kernel"]
+        self._first_convolution = next((s.layer for s in kernels if kind_of(s.info.kind).startswith("conv")), "")
+        self._last_layer = kernels[-1].layer if kernels else ""
         self.settings = self._settings()
         self.counters = [n for n, source in self.sources.items() if wishes.layout == "torch" and source.variable == _COUNTER]
         self.found: Match = match(
@@ -96,6 +100,7 @@ class Staged:
             fits=self._fits,
         )
         self.staged: list[Assignment] = []
+        self._kept = 0
 
     def _arranged(self, archive: Archive) -> Arranged:
         """The file's arrays in the pieces in which Keras 3's layers keep theirs."""
@@ -111,23 +116,21 @@ class Staged:
         wishes = self.wishes
         torch = wishes.layout == "torch"
         flattened = {**flattened_shapes(self.model), **wishes.flatten} if torch or self.arranged.flattened_first else {}
-        first = next((s.layer for s in self._kernels() if kind_of(s.info.kind).startswith("conv")), "")
         return Settings(
             layout="torch" if torch else "keras",
             flattened=flattened,
-            channels=tuple(dataclasses.replace(rule, patterns=rule.patterns or (first,)) for rule in wishes.channels),
+            channels=tuple(
+                dataclasses.replace(rule, patterns=rule.patterns or (self._first_convolution,)) for rule in wishes.channels
+            ),
             classes=tuple(
                 dataclasses.replace(
-                    rule, source=rule.source or self.archive.class_names, patterns=rule.patterns or (self._last_layer(),)
+                    rule, source=rule.source or self.archive.class_names, patterns=rule.patterns or (self._last_layer,)
                 )
                 for rule in wishes.classes
             ),
             positions=wishes.positions,
             vocabularies=wishes.vocabularies,
         )
-
-    def _kernels(self) -> list[Slot]:
-        return [slot for slot in self.slots.values() if slot.info.variable == "kernel"]
 
     def _fits(self, source: FileArray, target: ModelVariable) -> bool:
         found = adaptation(source, target, self.settings)
@@ -140,12 +143,12 @@ class Staged:
         problems = unclear or list(self.found.problems)
         rules = list(self.arranged.rules or ['.layout("torch")']) if unclear else list(self.found.rules)
         pairs = {pair.target: pair for pair in self.found.pairs}
-        with ThreadPoolExecutor(THREADS) as pool:
-            begun = [
-                self._checked(slot, pairs[slot.name], pool) if slot.name in pairs else self._left(slot)
-                for slot in self.slots.values()
-            ]
-            tensors = [finish() for finish in begun]
+        checked = {
+            slot.name: self._checked(slot, pairs[slot.name]) if slot.name in pairs else self._left(slot)
+            for slot in self.slots.values()
+        }
+        checked.update(self._streamed(checked))
+        tensors = list(checked.values())
         if not unclear:
             problems += [f"{t.name!r}: {t.why}" for t in tensors if t.status == "misfit"]
         for twin in self.found.twins:
@@ -180,9 +183,9 @@ class Staged:
         )
         return self._covered(report)
 
-    def _left(self, slot: Slot) -> Callable[[], LoadedTensor]:
+    def _left(self, slot: Slot) -> LoadedTensor:
         skipped = self.found.skipped.get(slot.name)
-        told = LoadedTensor(
+        return LoadedTensor(
             name=slot.name,
             layer=slot.layer,
             shape=slot.info.shape,
@@ -190,7 +193,6 @@ class Staged:
             status="skipped" if skipped else "missing",
             why=skipped or self.found.missing[slot.name],
         )
-        return lambda: told
 
     def _covered(self, report: LoadReport) -> LoadReport:
         problems = list(report.problems)
@@ -201,8 +203,8 @@ class Staged:
             problems.append("nothing would be loaded")
         return LoadReport(**{**vars(report), "problems": tuple(problems), "applied": report.applied and not problems})
 
-    def _checked(self, slot: Slot, pair: Pair, pool: ThreadPoolExecutor) -> Callable[[], LoadedTensor]:
-        """Begins to check what a variable would get; what is returned waits for the outcome."""
+    def _checked(self, slot: Slot, pair: Pair) -> LoadedTensor:
+        """What a variable would get; the values of what can be streamed are looked at later, all together."""
         info = self.archive.arrays[pair.source]
         how = adaptation(self.sources[pair.source], slot.info, self.settings)
         named = f"the file's {pair.source!r}"
@@ -218,8 +220,8 @@ class Staged:
             how=pair.how,
         )
 
-        def misfit(why: str) -> Callable[[], LoadedTensor]:
-            return lambda: dataclasses.replace(told, why=why)
+        def misfit(why: str) -> LoadedTensor:
+            return dataclasses.replace(told, why=why)
 
         if how is None:
             return misfit(f"{named} has the shape {info.shape}, the variable {slot.info.shape}{self._hint(slot, info.shape)}")
@@ -228,32 +230,52 @@ class Staged:
         whole = "integers" in self.wishes.permits and info.dtype.kind in "iub" and slot.dtype.kind == "f"
         if (problem := dtype_problem(info.dtype, slot.dtype)) and not whole:
             return misfit(f"{named} has {problem}")
-        # Reading stays in this thread: the library behind a compressed array may not take two at a time.
+        nbytes = slot.size * slot.dtype.itemsize
+        if nbytes >= _STREAMED and not how.text and info.dtype == slot.dtype:
+            stretch = self.archive.stretch(pair.source)
+            if stretch is not None:
+                read = _reading(self.archive, pair.source)
+                self.staged.append(Assignment(slot.name, slot.variable, slot.dtype, nbytes, read, stretch=stretch))
+                return dataclasses.replace(told, status="loaded")
         array = self.archive.read(pair.source)
         if array.shape != info.shape or array.dtype != info.dtype:
             return misfit(f"{named} was announced as {info.dtype.name} {info.shape}, it holds {array.dtype.name} {array.shape}")
+        if "nonfinite" not in self.wishes.permits and (bad := bad_values(array, slot.dtype, variable=slot.info.variable)):
+            return misfit(f"{named} has {bad}")
         cast = f"{info.dtype.name} → {slot.dtype.name}" if lossy_cast(info.dtype, slot.dtype) else ""
         why = "; ".join(word for word in (self.arranged.texts.get(pair.source, ""), how.text, cast) if word)
-        adapted = how.apply(array, lambda: values_of(slot.variable))
-        self.staged.append(Assignment(slot.variable, _constant(adapted), slot.dtype, slot.size * slot.dtype.itemsize))
-        outcome = pool.submit(self._examined, array, adapted, slot)
 
-        def finished() -> LoadedTensor:
-            bad, digest = outcome.result()
-            if bad:
-                return dataclasses.replace(told, why=f"{named} has {bad}")
-            return dataclasses.replace(told, status="adapted" if why else "loaded", why=why, digest=digest)
+        def adapted(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            with np.errstate(over="ignore", invalid="ignore"):
+                return how.apply(array, lambda: values_of(slot.variable)).astype(slot.dtype, copy=False)
 
-        return finished
+        value = adapted(array)
+        digest = digest_of(value)
+        if self._kept + value.nbytes <= KEPT // 2:
+            self._kept += value.nbytes
+            self.staged.append(Assignment(slot.name, slot.variable, slot.dtype, nbytes, _constant(value)))
+        else:
+            again = lambda: adapted(self.archive.read(pair.source))  # noqa: E731
+            self.staged.append(Assignment(slot.name, slot.variable, slot.dtype, nbytes, again, digest))
+        return dataclasses.replace(told, status="adapted" if why else "loaded", why=why, digest=digest)
 
-    def _examined(self, array: np.ndarray[Any, Any], adapted: np.ndarray[Any, Any], slot: Slot) -> tuple[str, str]:
-        """What is wrong with the values, and the digest of what the variable would hold."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            digest, finite = examined(adapted.astype(slot.dtype, copy=False))
-        if "nonfinite" in self.wishes.permits:
-            return "", digest
-        known = finite and adapted is array and array.dtype == slot.dtype
-        return bad_values(array, slot.dtype, variable=slot.info.variable, finite=known), digest
+    def _streamed(self, tensors: Mapping[str, LoadedTensor]) -> dict[str, LoadedTensor]:
+        """Looks at the values of what is streamed; its tensors with what was found."""
+        streamed = [(i, item, item.stretch) for i, item in enumerate(self.staged) if item.stretch is not None]
+        found = {}
+        for (i, item, _), looked in zip(streamed, look_over([s for *_, s in streamed]), strict=True):
+            self.staged[i] = dataclasses.replace(item, digest=looked.digest)
+            told = tensors[item.name]
+            slot = self.slots[item.name]
+            # Variances must not be negative, either.
+            sure = looked.finite and "variance" not in slot.info.variable
+            if not sure and "nonfinite" not in self.wishes.permits:
+                bad = bad_values(item.value(), slot.dtype, variable=slot.info.variable)
+                if bad:
+                    found[item.name] = dataclasses.replace(told, status="misfit", why=f"the file's {told.source!r} has {bad}")
+                    continue
+            found[item.name] = dataclasses.replace(told, digest=looked.digest)
+        return found
 
     def _hint(self, slot: Slot, shape: tuple[int, ...]) -> str:
         """The rule that would make an array of another shape fit, as words behind the shapes."""
@@ -261,7 +283,7 @@ class Staged:
         if len(shape) == len(to) and shape != to:
             if len(to) >= 3 and slot.info.variable == "kernel" and shape[:-2] == to[:-2] and shape[-1] == to[-1]:
                 return "; for other input channels .channels() fits it"
-            if shape[:-1] == to[:-1] and slot.layer == self._last_layer():
+            if shape[:-1] == to[:-1] and slot.layer == self._last_layer:
                 return "; for other classes .classes(source=[…], target=[…]) copies the rows they share"
             if slot.info.variable == "embeddings" and shape[1:] == to[1:]:
                 return f"; for another vocabulary .vocabulary({slot.info.path!r}) copies the rows they share"
@@ -273,9 +295,6 @@ class Staged:
         if len(shape) > 1 and shape != to and sorted(shape) == sorted(to) and self.settings.layout != "torch":
             return '; the axes look exchanged, as in PyTorch: .layout("torch")'
         return ""
-
-    def _last_layer(self) -> str:
-        return self._kernels()[-1].layer if self._kernels() else ""
 
     def _rules_for_misfits(self, tensors: list[LoadedTensor]) -> list[str]:
         layers = dict.fromkeys(t.layer for t in tensors if t.status == "misfit")
@@ -295,10 +314,10 @@ class Staged:
             notes.append(f"the prefix {self.archive.metadata['stripped_prefix']!r} of every name was left out")
         if self.settings.layout == "torch":
             notes += torch_notes([slot.owner for slot in self.slots.values()])
-        head = [t for t in self.found.pairs if self.slots[t.target].layer == self._last_layer()]
+        head = [t for t in self.found.pairs if self.slots[t.target].layer == self._last_layer]
         if head and not self.settings.classes and head[0].how in ("structure", "order"):
             notes.append(
-                f"the last layer {self._last_layer()!r} takes the file's {self.sources[head[0].source].path!r}, matched by "
+                f"the last layer {self._last_layer!r} takes the file's {self.sources[head[0].source].path!r}, matched by "
                 f"{head[0].how}: if its classes are other ones, give them with .classes(…) or .skip it"
             )
         worded = [path for path, layer in leaf_layers_of(self.model) if hasattr(layer, "get_vocabulary")]
@@ -340,11 +359,16 @@ class Staged:
     # Doing
 
     def apply(self) -> None:
+        """Assigns what was checked."""
         assign_all(self.staged)
         for owner in {id(slot.owner): slot.owner for slot in self.slots.values()}.values():
             # Normalization computes with constants it derives from its variables.
             if callable(getattr(owner, "finalize_state", None)):
                 owner.finalize_state()
+
+
+def _reading(archive: Archive, name: str) -> Callable[[], np.ndarray[Any, Any]]:
+    return lambda: archive.read(name)
 
 
 def _constant(array: np.ndarray[Any, Any]) -> Callable[[], np.ndarray[Any, Any]]:

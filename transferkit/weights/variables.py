@@ -8,6 +8,7 @@ May import Keras.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,7 @@ class Slot:
         """The number of elements."""
         return int(np.prod(self.info.shape, dtype=np.int64))
 
-    @property
+    @functools.cached_property
     def dtype(self) -> np.dtype[Any]:
         """The dtype in which its values are kept."""
         dtype: np.dtype[Any] = np.dtype(keras.backend.standardize_dtype(self.variable.dtype))

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Archive", "ArrayInfo", "LayerInfo", "Limits"]
+from transferkit.weights.readers.source import Piece
+
+__all__ = ["Archive", "ArrayInfo", "LayerInfo", "Limits", "Stretch", "never_plain"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,42 @@ class ArrayInfo:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Where an array's bytes lie as they will be in memory: in one piece, in C order, of the machine's byte order.
+
+    Args:
+        piece: What they are a stretch of.
+        offset: Where they begin.
+        name: The array's name, as its file's own SHA-256 is made of it.
+        dtype: Its dtype.
+        shape: Its shape.
+        sha256: The SHA-256 the file keeps of it, to be checked by whoever reads it; empty where there is none.
+    """
+
+    piece: Piece
+    offset: int
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    sha256: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes they are."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def read_into(self, buffer: memoryview, start: int = 0) -> None:
+        """Fills `buffer` with the array's bytes from `start` on."""
+        self.piece.read_into(buffer, self.offset + start, repr(self.name))
+
+
+def never_plain(name: str) -> Stretch | None:
+    """Of a reader whose arrays must be worked out."""
+    del name
+    return None
+
+
+@dataclass(frozen=True)
 class LayerInfo:
     """A layer as the file lists it.
 
@@ -94,6 +132,7 @@ class Archive:
         class_names: The names of the classes in the order of the head's units, where the file says them.
         optimizer_arrays: The optimizer's slots.
         read: Gives one array by name. It checks what it reads against `arrays`.
+        stretch: Says where an array lies whose bytes need no more than being copied; None where `read` does more than that.
         close: Releases the file.
     """
 
@@ -109,6 +148,7 @@ class Archive:
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
     class_names: tuple[str, ...] = ()
     optimizer_arrays: Mapping[str, ArrayInfo] = field(default_factory=dict, repr=False)
+    stretch: Callable[[str], Stretch | None] = field(default=never_plain, repr=False)
     close: Callable[[], None] = field(default=lambda: None, repr=False)
 
     def __enter__(self) -> Archive:

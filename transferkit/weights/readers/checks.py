@@ -17,7 +17,17 @@ from transferkit.errors import UnsafeFileError, WeightsFileError
 from transferkit.weights.readers.archive import ArrayInfo, Limits
 from transferkit.weights.readers.source import asked_of
 
-__all__ = ["DIGESTS", "check_sizes", "json_object", "natural", "said_class_names", "tensor_digest", "verified"]
+__all__ = [
+    "DIGESTS",
+    "another_digest",
+    "check_sizes",
+    "json_object",
+    "natural",
+    "said_class_names",
+    "tensor_digest",
+    "tensor_hash",
+    "verified",
+]
 
 # The key under which a file of ours keeps its digests, as JSON from a tensor's name to 64 hexadecimal digits.
 DIGESTS = "transferkit.sha256"
@@ -97,9 +107,14 @@ def natural(text: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
+def tensor_hash(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> hashlib._Hash:
+    """The beginning of a SHA-256 over a tensor's name, dtype, shape and bytes (little-endian, C order): before the bytes."""
+    return hashlib.sha256(f"{name}\0{dtype.name}\0{','.join(map(str, shape))}\0".encode())
+
+
 def tensor_digest(name: str, array: np.ndarray[Any, Any]) -> str:
-    """The SHA-256 over a tensor's name, dtype, shape and bytes (little-endian, C order), as 64 hexadecimal digits."""
-    digest = hashlib.sha256(f"{name}\0{array.dtype.name}\0{','.join(map(str, array.shape))}\0".encode())
+    """The SHA-256 over a tensor's name, dtype, shape and bytes, as 64 hexadecimal digits."""
+    digest = tensor_hash(name, array.dtype, array.shape)
     plain = np.ascontiguousarray(array)
     digest.update(plain.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
@@ -112,10 +127,15 @@ def verified(path: str, name: str, array: np.ndarray[Any, Any], expected: str | 
         WeightsFileError: when it is another.
     """
     if expected is not None and tensor_digest(name, array) != expected:
-        raise WeightsFileError(
-            asked_of(path),
-            found=f"{name!r} doesn't match the SHA-256 the file keeps of it",
-            cause="the file was damaged or changed after it was written",
-            fix="get the file again",
-        )
+        raise another_digest(path, name)
     return array
+
+
+def another_digest(path: str, name: str) -> WeightsFileError:
+    """The error of a tensor that isn't what its file's SHA-256 says."""
+    return WeightsFileError(
+        asked_of(path),
+        found=f"{name!r} doesn't match the SHA-256 the file keeps of it",
+        cause="the file was damaged or changed after it was written",
+        fix="get the file again",
+    )

@@ -18,10 +18,11 @@ import ml_dtypes
 import numpy as np
 
 from transferkit.errors import UnsafeFileError, WeightsFileError
-from transferkit.weights.readers.archive import Limits
+from transferkit.weights.readers.archive import Limits, Stretch
 from transferkit.weights.readers.checks import verified
 from transferkit.weights.readers.hdf5_chunks import read_chunks
 from transferkit.weights.readers.hdf5_format import parse
+from transferkit.weights.readers.hdf5_pages import Pages
 from transferkit.weights.readers.hdf5_values import SIGNATURE, DamageError, H5Dataset, HostileError, UnusualError
 from transferkit.weights.readers.source import Piece, asked_of
 
@@ -38,6 +39,7 @@ class H5Tree:
         datasets: The datasets by path.
         addresses: Where each object begins; what was made earlier mostly stands earlier.
         read: Gives the content of one dataset by path.
+        stretch: Says where the content of a dataset lies that needs no more than being copied; else None.
         close: Releases what reading holds.
     """
 
@@ -46,6 +48,7 @@ class H5Tree:
     datasets: Mapping[str, H5Dataset]
     addresses: Mapping[str, int]
     read: Callable[[str], np.ndarray[Any, Any]] = field(repr=False)
+    stretch: Callable[[str], Stretch | None] = field(repr=False)
     close: Callable[[], None] = field(repr=False)
 
 
@@ -73,7 +76,7 @@ def open_hdf5(piece: Piece, *, limits: Limits, trusted: bool = False) -> H5Tree:
     close: Callable[[], None] = _nothing
     try:
         try:
-            parsed = parse(piece.view(0, piece.size), max_objects=limits.max_arrays, max_metadata=limits.max_metadata_bytes)
+            parsed = parse(Pages(piece), max_objects=limits.max_arrays, max_metadata=limits.max_metadata_bytes)
         except UnusualError:
             # Loaded only here: few files need a process, and the machinery for one takes a while to import.
             process = importlib.import_module("transferkit.weights.readers.hdf5_process")
@@ -102,14 +105,22 @@ def open_hdf5(piece: Piece, *, limits: Limits, trusted: bool = False) -> H5Tree:
             plain = np.frombuffer(raw, _bytes_type(dataset.stored)).reshape(dataset.shape)
             return _finished(plain, dataset, piece.path)
         try:
-            content = reader(name) if reader is not None else read_chunks(piece.view(0, piece.size), dataset)
+            content = reader(name) if reader is not None else read_chunks(piece, dataset)
         except (DamageError, HostileError) as error:
             raise WeightsFileError(
                 asked, found=f"{name!r}: {error}", cause="the file was changed or damaged", fix="get the file again"
             ) from error
         return _finished(content, dataset, piece.path)
 
-    return H5Tree(parsed.groups, parsed.children, datasets, parsed.addresses, read, close)
+    def stretch(name: str) -> Stretch | None:
+        dataset = datasets[name]
+        if dataset.offset is None or dataset.problem or not dataset.stored.isnative or dataset.stored == np.dtype(bool):
+            return None
+        expected = dataset.attributes.get("sha256")
+        said = expected if isinstance(expected, str) else ""
+        return Stretch(piece, dataset.offset, name, dataset.dtype, dataset.shape, said)
+
+    return H5Tree(parsed.groups, parsed.children, datasets, parsed.addresses, read, stretch, close)
 
 
 def refuse(path: str, dataset: H5Dataset) -> None:

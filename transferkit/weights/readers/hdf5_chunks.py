@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from transferkit.weights.readers.hdf5_values import DamageError, H5Dataset
+from transferkit.weights.readers.source import Piece
 
 __all__ = ["read_chunks"]
 
 
-def read_chunks(buffer: memoryview, dataset: H5Dataset) -> np.ndarray[Any, Any]:
+def read_chunks(piece: Piece, dataset: H5Dataset) -> np.ndarray[Any, Any]:
     """The content of a chunked dataset of known filters.
 
     Raises:
@@ -26,7 +27,7 @@ def read_chunks(buffer: memoryview, dataset: H5Dataset) -> np.ndarray[Any, Any]:
     content = np.empty(dataset.shape, dataset.stored)
     whole = math.prod(dataset.chunks) * dataset.stored.itemsize
     for corner, where, size, mask in dataset.pieces:
-        raw: bytes | memoryview = buffer[where : where + size]
+        raw: bytes | memoryview = piece.view(where, size, repr(dataset.path))
         for i in reversed(range(len(dataset.filters))):
             if not mask >> i & 1:
                 raw = _undo(*dataset.filters[i], raw, whole)

@@ -3,7 +3,8 @@
 Known is what h5py and HDF5 write by default and all that Keras ever wrote: superblocks 0–3, both object headers, symbol tables,
 compact links and attributes, contiguous, compact and chunked data (version 1 B-trees), numbers and text. What is rarer (dense
 groups and attributes, committed types, newer chunk indices) raises `UnusualError`, and goes to a process of its own.
-Every loop is counted against the limits, every offset checked against the buffer, every object visited once.
+Every loop is counted against the limits, every offset checked against the buffer, every object visited once. The buffer holds
+only what `need` asked for: whoever looks at bytes that no message around them covers asks first.
 Source: the HDF Group's "HDF5 File Format Specification Version 3.0". Imports NumPy only.
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from transferkit.weights.readers.hdf5_pages import Pages
 from transferkit.weights.readers.hdf5_values import (
     MOST_INFLATION,
     DamageError,
@@ -40,11 +42,11 @@ _HEAP = struct.Struct("<4sB3xQQQ")
 _CHUNK_HEAD = struct.Struct("<II")
 
 
-def parse(buffer: memoryview, *, max_objects: int, max_metadata: int) -> Parsed:
-    """The content of the HDF5 file in `buffer`.
+def parse(pages: Pages, *, max_objects: int, max_metadata: int) -> Parsed:
+    """What an HDF5 file holds.
 
     Args:
-        buffer: The whole file.
+        pages: The whole file.
         max_objects: How many groups, datasets, attributes and chunks it may hold.
         max_metadata: How many bytes of names and attributes.
 
@@ -54,15 +56,16 @@ def parse(buffer: memoryview, *, max_objects: int, max_metadata: int) -> Parsed:
         UnusualError: when it uses a rarer part of the format.
     """
     try:
-        return _Parser(buffer, max_objects, max_metadata).run()
+        return _Parser(pages, max_objects, max_metadata).run()
     except (struct.error, IndexError, UnicodeError, OverflowError) as error:
         raise DamageError(f"a structure reaches past its end ({error})") from error
 
 
 class _Parser:
-    def __init__(self, buffer: memoryview, max_objects: int, max_metadata: int) -> None:
-        self.buffer = buffer
-        self.size = len(buffer)
+    def __init__(self, pages: Pages, max_objects: int, max_metadata: int) -> None:
+        self.need = pages.need
+        self.buffer = pages.buffer
+        self.size = len(self.buffer)
         self.steps = 0
         self.most_steps = 8 * max_objects + 1000
         self.metadata = 0
@@ -86,12 +89,14 @@ class _Parser:
     def piece(self, offset: int, length: int) -> memoryview:
         if offset + length > self.size:
             raise DamageError(f"{length} bytes at {offset} reach past the end, {self.size} bytes")
+        self.need(offset, length)
         return self.buffer[offset : offset + length]
 
     # -- the file -----------------------------------------------------------------------------------------------------------
 
     def run(self) -> Parsed:
         buffer = self.buffer
+        self.need(0, 96)
         version = buffer[8]
         if version in (0, 1):
             widths = (buffer[13], buffer[14])
@@ -159,6 +164,7 @@ class _Parser:
         buffer = self.buffer
         if address >= self.size:
             raise DamageError(f"an object at {address}, past the end")
+        self.need(address, 32)
         found: list[tuple[int, int, int, int]] = []
         if buffer[address] == 1:
             size = struct.unpack_from("<I", buffer, address + 8)[0]
@@ -173,6 +179,8 @@ class _Parser:
                 end = at + length
                 if end > self.size:
                     raise DamageError(f"an object header at {at} reaches past the end")
+                self.remember(length)
+                self.need(at, length)
                 before = at
                 while at + 8 <= end:
                     kind, length, flags = unpack(buffer, at)
@@ -209,6 +217,7 @@ class _Parser:
             visited.add(start)
             end = at + size
             self.remember(size)
+            self.piece(start, end - start)
             if struct.unpack("<I", self.piece(end, 4))[0] != lookup3(bytes(buffer[start:end])):
                 raise DamageError(f"the checksum of the object header at {start} is wrong")
             while at + 4 + extra <= end:
@@ -271,20 +280,24 @@ class _Parser:
 
     def symbols(self, path: str, tree: int, heap: int) -> list[tuple[str, int]]:
         buffer = self.buffer
+        self.need(heap, _HEAP.size)
         mark, _, segment_size, _, segment = _HEAP.unpack_from(buffer, heap)
         if mark != b"HEAP":
             raise DamageError(f"no local heap at {heap}")
         if segment + segment_size > self.size:
             raise DamageError(f"the local heap at {heap} reaches past the end")
-        names = bytes(buffer[segment : segment + segment_size])
         self.remember(segment_size)
+        names = bytes(self.piece(segment, segment_size))
         found = []
         for leaf in self.leaves(tree):
             self.step()
+            self.need(leaf, 8)
             if bytes(buffer[leaf : leaf + 4]) != b"SNOD":
                 raise DamageError(f"no symbol table at {leaf}")
             at = leaf + 8
-            for _ in range(struct.unpack_from("<H", buffer, leaf + 6)[0]):
+            count = struct.unpack_from("<H", buffer, leaf + 6)[0]
+            self.need(at, 40 * count)
+            for _ in range(count):
                 start, address, cache, _ = _SYMBOL.unpack_from(buffer, at)
                 at += 40
                 end = names.find(b"\0", start)
@@ -312,12 +325,14 @@ class _Parser:
         while todo:
             where, expected = todo.pop()
             self.step()
+            self.need(where, _TREE.size)
             mark, found_kind, level, count, _, _ = _TREE.unpack_from(self.buffer, where)
             if mark != b"TREE" or found_kind != kind or expected not in (-1, level) or where in visited:
                 raise DamageError(f"no sound B-tree node at {where}")
             visited.add(where)
             keys = where + 24
             self.step(count)
+            self.need(keys, (key_size + 8) * count + key_size)
             found.append((level, keys, count))
             if level:
                 stride = key_size + 8
@@ -397,9 +412,12 @@ class _Parser:
         return bytes(self.buffer[where : where + length]).split(b"\0")[0].decode("utf-8", "replace")
 
     def collection(self, address: int) -> dict[int, tuple[int, int]]:
+        self.need(address, 16)
         mark, _, size = struct.unpack_from("<4sB3xQ", self.buffer, address)
         if mark != b"GCOL" or address + size > self.size:
             raise DamageError(f"no sound global heap at {address}")
+        self.remember(size)
+        self.need(address, size)
         found = {}
         at, end = address + 16, address + size
         while at + 16 <= end:

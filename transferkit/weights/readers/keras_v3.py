@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from transferkit.errors import UnsafeFileError, WeightsFileError, did_you_mean, shorten
-from transferkit.weights.readers.archive import Archive, ArrayInfo, LayerInfo, Limits
+from transferkit.weights.readers.archive import Archive, ArrayInfo, LayerInfo, Limits, Stretch
 from transferkit.weights.readers.checks import check_sizes, json_object, natural, said_class_names
 from transferkit.weights.readers.hdf5 import H5Tree, open_hdf5, refuse
 from transferkit.weights.readers.shards import shard_names
@@ -240,6 +240,11 @@ def read_weights_h5(
         check(file)
         return tree.read(name)
 
+    def stretch(name: str) -> Stretch | None:
+        file, tree = owner[name]
+        check(file)
+        return tree.stretch(name)
+
     def close() -> None:
         for _, tree in trees:
             tree.close()
@@ -249,6 +254,7 @@ def read_weights_h5(
         format="weights_h5",
         arrays=arrays,
         read=read,
+        stretch=stretch,
         layers=tuple(layers),
         framework="keras",
         config=config,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from transferkit.errors import UnsafeFileError, WeightsFileError, did_you_mean, shorten
-from transferkit.weights.readers.archive import Archive, ArrayInfo, LayerInfo, Limits
+from transferkit.weights.readers.archive import Archive, ArrayInfo, LayerInfo, Limits, Stretch
 from transferkit.weights.readers.checks import check_sizes, json_object, said_class_names
 from transferkit.weights.readers.hdf5 import H5Tree, refuse
 from transferkit.weights.readers.source import asked_of
@@ -185,6 +185,9 @@ def read_legacy_h5(path: str, tree: H5Tree, *, limits: Limits) -> Archive:
             )
         return tree.read(places[name])
 
+    def stretch(name: str) -> Stretch | None:
+        return tree.stretch(places[name])
+
     version = top.get("keras_version") or attributes.get("keras_version") or ""
     said = {k: v for k, v in top.items() if isinstance(v, str) and k not in ("model_config", "training_config", "keras_version")}
     names = [weight for _, weights in layers for weight in weights]
@@ -200,6 +203,7 @@ def read_legacy_h5(path: str, tree: H5Tree, *, limits: Limits) -> Archive:
         format="legacy_h5",
         arrays=arrays,
         read=read,
+        stretch=stretch,
         layers=tuple(infos),
         framework="tf_keras" if str(version).endswith("-tf") else "keras",
         version=str(version).removesuffix("-tf"),

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from transferkit.errors import UnsafeFileError, WeightsError, WeightsFileError, shorten
 from transferkit.weights.readers.archive import Archive, Limits
 from transferkit.weights.readers.checks import json_object
@@ -68,6 +70,9 @@ def open_archive(
     except WeightsError:
         source.close()
         raise
+    except MemoryError as error:
+        source.close()
+        raise _too_large(source, "its content") from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, struct.error) as error:
         # Every kind of damage known has words of its own; what is left still mustn't reach the user as a bare KeyError.
         source.close()
@@ -83,14 +88,30 @@ def open_archive(
 
 
 def _owning(archive: Archive, source: Source) -> Archive:
-    """The archive with a `close` that also releases the file."""
-    inner = archive.close
+    """The archive with a `close` that also releases the file, and with words for what doesn't fit into memory."""
+
+    def read(name: str) -> np.ndarray[Any, Any]:
+        try:
+            return archive.read(name)
+        except MemoryError as error:
+            raise _too_large(
+                source, f"{name!r} of {archive.arrays[name].nbytes} bytes" if name in archive.arrays else "an array"
+            ) from error
 
     def close() -> None:
-        inner()
+        archive.close()
         source.close()
 
-    return replace(archive, close=close)
+    return replace(archive, read=read, close=close)
+
+
+def _too_large(source: Source, what: str) -> UnsafeFileError:
+    return UnsafeFileError(
+        asked_of(source.path),
+        found=f"{what}, more than the memory that is left",
+        cause="packed content becomes up to a thousand times as large; or the memory is short",
+        fix="limits=Limits(max_bytes=…) refuses such a file before it is unpacked",
+    )
 
 
 def _open(source: Source, limits: Limits, trusted: bool) -> Archive:

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from transferkit.errors import UnsafeFileError, WeightsFileError, did_you_mean, shorten
-from transferkit.weights.readers.archive import Archive, ArrayInfo, Limits
+from transferkit.weights.readers.archive import Archive, ArrayInfo, Limits, Stretch
 from transferkit.weights.readers.checks import DIGESTS, check_sizes, json_object, said_class_names, verified
 from transferkit.weights.readers.shards import shard_names
 from transferkit.weights.readers.source import Source, asked_of
@@ -131,11 +131,18 @@ def read_safetensors(source: Source, *, limits: Limits) -> Archive:
         native = array if array.dtype.isnative else array.astype(info.dtype.newbyteorder("="))
         return verified(path, name, native, digests.get(name))
 
+    def stretch(name: str) -> Stretch | None:
+        info = arrays[name]
+        if info.dtype == np.dtype(bool) or not info.dtype.isnative:
+            return None
+        return Stretch(source, places[name], name, info.dtype, info.shape, str(digests.get(name, "")))
+
     return Archive(
         path=path,
         format="safetensors",
         arrays=arrays,
         read=read,
+        stretch=stretch,
         framework={"pt": "torch", "tf": "tensorflow"}.get(framework, framework),
         metadata={k: v for k, v in said.items() if k != DIGESTS},
         class_names=said_class_names(said),
@@ -189,8 +196,11 @@ def read_safetensors_shards(source: Source, index: Mapping[str, Any], *, limits:
             )
         return shards[owner[name]].read(name)
 
+    def stretch(name: str) -> Stretch | None:
+        return shards[owner[name]].stretch(name)
+
     first = next(iter(shards.values()), None)
     if first is None:
         raise _damaged(source.path, "an index without a shard")
     metadata = {**first.metadata, "shards": shorten(mapped)}
-    return replace(first, path=source.path, arrays=arrays, read=read, metadata=metadata, close=close)
+    return replace(first, path=source.path, arrays=arrays, read=read, stretch=stretch, metadata=metadata, close=close)

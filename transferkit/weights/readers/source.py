@@ -1,17 +1,16 @@
 """The bytes of one file, opened once: a regular file only, told by the open descriptor, so nobody can exchange it in between.
 
-Plain arrays are handed out as read-only views of the mapped file: the caller's copy is then the only one. Before each view the
-size is asked of the open descriptor again, because a mapped file that was cut meanwhile would kill the process (SIGBUS).
-Standard library only.
+The file is read and never mapped: where a disk fails, or another process cuts the file, a mapping kills the process (SIGBUS),
+and a read gives an error. Standard library only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import mmap
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -19,6 +18,7 @@ from transferkit.errors import UnsafeFileError, WeightsFileError, WeightsNotFoun
 
 __all__ = ["Memory", "Part", "Piece", "Source", "asked_of", "check_range"]
 
+_MOST_AT_ONCE = 1 << 30  # the kernel gives at most 2 GiB at a time
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -48,10 +48,13 @@ class Piece(Protocol):
         """The open file's descriptor, -1 where there is none."""
 
     def view(self, offset: int, length: int, what: str = "") -> memoryview:
-        """A read-only view of `length` bytes from `offset` on; no copy. `what` names it in messages."""
+        """`length` bytes from `offset` on, read-only. `what` names them in messages."""
 
     def bytes(self, offset: int, length: int, what: str = "") -> bytes:
         """A copy of `length` bytes from `offset` on."""
+
+    def read_into(self, buffer: memoryview, offset: int, what: str = "") -> None:
+        """Fills `buffer` with the bytes from `offset` on."""
 
 
 class Source:
@@ -71,7 +74,7 @@ class Source:
         asked = asked_of(path)
         self.whole = True
         self._descriptor = -1
-        self._map: mmap.mmap | None = None
+        self._lock = threading.Lock()
         try:
             # O_NONBLOCK: opening a pipe nobody writes to would wait for ever; regular files don't mind the flag.
             flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -123,24 +126,62 @@ class Source:
         if self.closed:
             raise WeightsFileError(asked_of(self.path), found="the archive is closed already", fix="read before it is closed")
         check_range(self, offset, length, what)
-        if os.fstat(self._descriptor).st_size < self.size:
-            raise WeightsFileError(
-                asked_of(self.path),
-                found=f"the file was {self.size} bytes when it was opened and is shorter now",
-                cause="another process is writing it",
-                fix="wait until the file is complete, and open it again",
-            )
+
+    def _cut(self) -> WeightsFileError:
+        return WeightsFileError(
+            asked_of(self.path),
+            found=f"the file was {self.size} bytes when it was opened and is shorter now",
+            cause="another process is writing it",
+            fix="wait until the file is complete, and open it again",
+        )
 
     def view(self, offset: int, length: int, what: str = "") -> memoryview:
-        """A read-only view of `length` bytes from `offset` on; no copy."""
-        self._check(offset, length, what)
-        if self._map is None:
-            self._map = mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_READ)
-        return memoryview(self._map)[offset : offset + length]
+        """`length` bytes from `offset` on, read-only."""
+        return memoryview(self.bytes(offset, length, what))
 
     def bytes(self, offset: int, length: int, what: str = "") -> bytes:
-        """A copy of `length` bytes from `offset` on."""
-        return self.view(offset, length, what).tobytes()
+        """`length` bytes from `offset` on."""
+        self._check(offset, length, what)
+        if length <= _MOST_AT_ONCE and hasattr(os, "pread"):
+            with self._told(offset, what):
+                content = os.pread(self._descriptor, length, offset)
+            if len(content) == length:
+                return content
+        room = bytearray(length)
+        self.read_into(memoryview(room), offset, what)
+        return bytes(room)
+
+    def read_into(self, buffer: memoryview, offset: int, what: str = "") -> None:
+        """Fills `buffer` with the bytes from `offset` on; several threads may do so at a time."""
+        self._check(offset, len(buffer), what)
+        done = 0
+        while done < len(buffer):
+            part = buffer[done : done + _MOST_AT_ONCE]
+            with self._told(offset + done, what):
+                count = self._read_once(part, offset + done)
+            if not count:
+                raise self._cut()
+            done += count
+
+    def _read_once(self, buffer: memoryview, offset: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._descriptor, [buffer], offset)
+        with self._lock, os.fdopen(os.dup(self._descriptor), "rb", buffering=0) as file:  # Windows has no reads at an offset
+            file.seek(offset)
+            return file.readinto(buffer) or 0
+
+    @contextlib.contextmanager
+    def _told(self, offset: int, what: str) -> Iterator[None]:
+        """Gives an error of the disk the library's words."""
+        try:
+            yield
+        except OSError as error:
+            raise WeightsFileError(
+                asked_of(self.path),
+                found=f"{what or 'the file'} can't be read at byte {offset}: {error.strerror or error}",
+                cause="the disk, or the connection to it, is failing",
+                fix="copy the file to another disk and open it there",
+            ) from error
 
     def pieces(self, piece: int = 1 << 20) -> Iterator[memoryview]:
         """The whole file, piece by piece."""
@@ -162,18 +203,17 @@ class Source:
             )
 
     def close(self) -> None:
-        """Releases the descriptor. Views already handed out keep the mapping until they are gone."""
+        """Releases the descriptor."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-        self._map = None
 
 
 class Part:
-    """A stretch of an open file, such as a member of a zip archive that isn't compressed.
+    """A stretch of a piece, such as a member of a zip archive that isn't compressed.
 
     Args:
-        source: The file.
+        piece: What it is a stretch of.
         offset: Where the stretch begins.
         size: Its length in bytes.
     """
@@ -181,19 +221,25 @@ class Part:
     whole = False
     descriptor = -1
 
-    def __init__(self, source: Source, offset: int, size: int) -> None:
-        source.view(offset, size)
-        self.path, self.size = source.path, size
-        self._source, self._offset = source, offset
+    def __init__(self, piece: Piece, offset: int, size: int) -> None:
+        check_range(piece, offset, size, "")
+        self.path, self.size = piece.path, size
+        self._piece, self._offset = piece, offset
 
     def view(self, offset: int, length: int, what: str = "") -> memoryview:
-        """A read-only view of `length` bytes from `offset` on; no copy."""
+        """`length` bytes from `offset` on, read-only."""
         check_range(self, offset, length, what)
-        return self._source.view(self._offset + offset, length, what)
+        return self._piece.view(self._offset + offset, length, what)
 
     def bytes(self, offset: int, length: int, what: str = "") -> bytes:
         """A copy of `length` bytes from `offset` on."""
-        return self.view(offset, length, what).tobytes()
+        check_range(self, offset, length, what)
+        return self._piece.bytes(self._offset + offset, length, what)
+
+    def read_into(self, buffer: memoryview, offset: int, what: str = "") -> None:
+        """Fills `buffer` with the bytes from `offset` on."""
+        check_range(self, offset, len(buffer), what)
+        self._piece.read_into(buffer, self._offset + offset, what)
 
 
 class Memory:
@@ -219,6 +265,10 @@ class Memory:
     def bytes(self, offset: int, length: int, what: str = "") -> bytes:
         """A copy of `length` bytes from `offset` on."""
         return self.view(offset, length, what).tobytes()
+
+    def read_into(self, buffer: memoryview, offset: int, what: str = "") -> None:
+        """Fills `buffer` with the bytes from `offset` on."""
+        buffer[:] = self.view(offset, len(buffer), what)
 
 
 def check_range(piece: Piece, offset: int, length: int, what: str) -> None:

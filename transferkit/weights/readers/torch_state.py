@@ -19,7 +19,7 @@ from transferkit.errors import UnsafeFileError, WeightsFileError, did_you_mean, 
 from transferkit.weights.readers.archive import Archive, ArrayInfo, LayerInfo, Limits
 from transferkit.weights.readers.checks import check_sizes
 from transferkit.weights.readers.pickled import Global, Inert, PickleError, RefusedError, unpickled
-from transferkit.weights.readers.source import Source, asked_of
+from transferkit.weights.readers.source import Part, Piece, Source, asked_of, check_range
 from transferkit.weights.readers.zipped import Zip
 
 __all__ = ["read_torch_pickle", "read_torch_zip"]
@@ -259,7 +259,7 @@ def _class_names(value: Any) -> tuple[str, ...]:
     return ()
 
 
-def _archive(path: str, value: Any, content: Callable[[_Storage], memoryview], order: _Order, limits: Limits) -> Archive:
+def _archive(path: str, value: Any, content: Callable[[_Storage], Piece], order: _Order, limits: Limits) -> Archive:
     tensors, slots, said = _sorted_out(value)
     if not tensors:
         raise WeightsFileError(
@@ -301,15 +301,17 @@ def _archive(path: str, value: Any, content: Callable[[_Storage], memoryview], o
     )
 
 
-def _strided(path: str, name: str, tensor: _Tensor, raw: memoryview, order: _Order) -> np.ndarray[Any, Any]:
+def _strided(path: str, name: str, tensor: _Tensor, storage: Piece, order: _Order) -> np.ndarray[Any, Any]:
     if not math.prod(tensor.shape):
         return np.zeros(tensor.shape, tensor.dtype)
     truth = tensor.dtype == np.dtype(bool)
     stored = np.dtype(np.uint8) if truth else tensor.dtype.newbyteorder(order) if tensor.dtype.kind in "iufc" else tensor.dtype
     last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
-    if (last + 1) * stored.itemsize > len(raw):
-        raise _damaged(path, f"{name!r} reaches past its storage of {len(raw)} bytes")
-    flat = np.frombuffer(raw, stored, last + 1 - tensor.offset, tensor.offset * stored.itemsize)
+    if (last + 1) * stored.itemsize > storage.size:
+        raise _damaged(path, f"{name!r} reaches past its storage of {storage.size} bytes")
+    # No more of the storage than the tensor covers: a thousand tensors may share a large one.
+    count = last + 1 - tensor.offset
+    flat = np.frombuffer(storage.view(tensor.offset * stored.itemsize, count * stored.itemsize, repr(name)), stored)
     strides = tuple(stride * stored.itemsize for stride in tensor.strides)
     # Within bounds: the last element was checked above, and no stride is negative.
     array = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
@@ -335,7 +337,7 @@ def read_torch_zip(source: Source, archive: Zip, *, limits: Limits) -> Archive:
     value, _ = _value(source.path, memoryview(archive.content(f"{prefix}data.pkl")))
     order: _Order = ">" if f"{prefix}byteorder" in archive.members and archive.content(f"{prefix}byteorder") == b"big" else "<"
 
-    def content(storage: _Storage) -> memoryview:
+    def content(storage: _Storage) -> Piece:
         member = f"{prefix}data/{storage.key}"
         listed = archive.members.get(member)
         expected = (storage.numel + storage.offset) * storage.dtype.itemsize
@@ -343,7 +345,8 @@ def read_torch_zip(source: Source, archive: Zip, *, limits: Limits) -> Archive:
             raise _damaged(source.path, f"the storage {storage.key!r} of {expected} bytes isn't there")
         piece = archive.piece(member, most=max(expected, 1) * 2 + limits.max_metadata_bytes)
         archive.verify(member)
-        return piece.view(storage.offset * storage.dtype.itemsize, expected - storage.offset * storage.dtype.itemsize)
+        begin = storage.offset * storage.dtype.itemsize
+        return Part(piece, begin, expected - begin)
 
     return _archive(source.path, value, content, order, limits)
 
@@ -357,11 +360,10 @@ def read_torch_pickle(source: Source, *, limits: Limits) -> Archive:
     """
     path = source.path
     at = _BEGIN
-    rest = source.view(0, source.size)
 
     def value(most: int) -> Any:
         nonlocal at
-        found, used = _value(path, rest[at : at + most])
+        found, used = _value(path, source.view(at, min(most, source.size - at)))
         at += used
         return found
 
@@ -377,7 +379,7 @@ def read_torch_pickle(source: Source, *, limits: Limits) -> Archive:
     for key in keys:
         count = int.from_bytes(source.bytes(at, 8, "the size of a storage"), "little")
         itemsize = storages.get(str(key), np.dtype("u1")).itemsize
-        source.view(at + 8, count * itemsize, f"the storage {key!r}")
+        check_range(source, at + 8, count * itemsize, f"the storage {key!r}")
         if str(key) in places:
             raise _damaged(path, f"the storage {key!r} twice")
         places[str(key)] = (at + 8, count * itemsize)
@@ -385,12 +387,12 @@ def read_torch_pickle(source: Source, *, limits: Limits) -> Archive:
     if at != source.size:
         raise _damaged(path, f"{source.size - at} bytes after the last storage")
 
-    def content(storage: _Storage) -> memoryview:
+    def content(storage: _Storage) -> Piece:
         place, size = places.get(storage.key, (0, -1))
         start, expected = storage.offset * storage.dtype.itemsize, storage.numel * storage.dtype.itemsize
         if start + expected > size:
             raise _damaged(path, f"the storage {storage.key!r} of {start + expected} bytes isn't there")
-        return source.view(place + start, expected)
+        return Part(source, place + start, expected)
 
     return _archive(path, saved, content, order, limits)
 

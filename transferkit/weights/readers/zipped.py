@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from transferkit.errors import UnsafeFileError, WeightsFileError, did_you_mean
 from transferkit.weights.readers.archive import Limits
-from transferkit.weights.readers.source import Memory, Part, Piece, Source, asked_of
+from transferkit.weights.readers.source import Memory, Part, Piece, Source, asked_of, check_range
 
 __all__ = ["Member", "Zip"]
 
@@ -119,7 +119,7 @@ class Zip:
         if raw.decode("utf-8" if info.flag_bits & 0x800 else "cp437", "replace") != info.orig_filename:
             raise self._unsafe(f"the member listed as {name!r} calls itself {raw!r}")
         offset = info.header_offset + 30 + name_size + extra_size
-        self.source.view(offset, info.compress_size, f"the member {name!r}")
+        check_range(self.source, offset, info.compress_size, f"the member {name!r}")
         self.members[name] = Member(name, offset, info.compress_size, info.file_size, deflated, info.CRC)
 
     def piece(self, name: str, *, most: int) -> Piece:
@@ -151,9 +151,10 @@ class Zip:
     def head(self, name: str, count: int) -> bytes:
         """The first `count` bytes of a member at most, without unpacking the rest."""
         member = self.members[name]
-        raw = self.source.view(member.offset, member.stored)
+        # Deflate never adds more than a few bytes to what it packs.
+        raw = self.source.bytes(member.offset, min(member.stored, count + count // 1000 + 64))
         if not member.deflated:
-            return raw[:count].tobytes()
+            return raw[:count]
         try:
             return zlib.decompressobj(-15).decompress(raw, count)
         except zlib.error as error:
