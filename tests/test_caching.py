@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,15 @@ def _both(kind: str, plan: tk.FineTuner, data: Any, **arguments: Any) -> tuple[A
     return cached, full
 
 
-@pytest.mark.parametrize("kind", _MODELS)
+#: What the others show too.
+_LONG = {"nested", "sequential", "ema", "l2_sp", "smoothing", "stopping"}
+
+
+def _cases(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) if name in _LONG else name for name in names]
+
+
+@pytest.mark.parametrize("kind", _cases(_MODELS))
 def test_a_cached_run_is_the_run_in_full_to_the_bit(kind: str) -> None:
     plan = (
         tk.FineTuner()
@@ -105,10 +114,11 @@ def test_a_cached_run_is_the_run_in_full_to_the_bit(kind: str) -> None:
     assert "70 rows computed in" in cached.phases[0].frozen
 
 
-@pytest.mark.parametrize("extra", ["ema", "swa", "l2_sp", "smoothing", "stopping"])
+@pytest.mark.parametrize("extra", _cases(["several", "ema", "swa", "l2_sp", "smoothing", "stopping"]))
 def test_what_else_a_plan_does_is_done_on_features_too(extra: str) -> None:
     plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=3, learning_rate=1e-2)
     plan = {
+        "several": lambda: plan.ema(0.9).l2_sp(1e-2).label_smoothing(0.1).early_stopping(0),
         "ema": lambda: plan.ema(0.9),
         "swa": lambda: plan.swa(0.5),
         "l2_sp": lambda: plan.l2_sp(1e-2),

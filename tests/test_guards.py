@@ -19,7 +19,8 @@ import transferkit as tk
 from transferkit.errors import DataError, TrainingError
 from transferkit.tuning import guards
 from transferkit.tuning.checkpoint import CheckpointFolder
-from transferkit.tuning.guards import Guard, Reader, loss_spikes
+from transferkit.tuning.guards import Guard, loss_spikes
+from transferkit.tuning.snapshots import Reader
 
 ROWS, SIZE, BATCH = 40, 8, 8
 
@@ -193,6 +194,14 @@ def test_a_snapshot_stays_as_it_was() -> None:
     assert np.array_equal(values[0][0].numpy(), np.arange(1000.0, dtype="float32"))
     reader.write(values)
     assert np.array_equal(variables[1].numpy(), [1.0])
+
+
+def test_values_of_every_dtype_are_read() -> None:
+    for dtype in ("float16", "bfloat16", "float64", "int32", "bool"):
+        for shape in ((), (3,)):
+            (value,) = Reader([keras.Variable(np.ones(shape), dtype=dtype)]).arrays()
+            expected = np.ones(shape).astype(value.dtype)
+            assert (value.dtype.name, value.shape, value.tobytes()) == (dtype, shape, expected.tobytes())
 
 
 def test_a_phase_that_changes_nothing_says_so() -> None:

@@ -31,6 +31,7 @@ from transferkit.tuning.features import Features
 from transferkit.tuning.fingerprints import BLOCK, repeats
 from transferkit.tuning.phases import PhasePlan
 from transferkit.tuning.sharing import features_of, in_use, is_shared
+from transferkit.tuning.snapshots import Reader
 
 __all__ = ["Cache", "CachedPhase", "planned_split"]
 
@@ -352,6 +353,6 @@ def _flops(made: Split) -> float:
 
 def _weights_mark(made: Split) -> str:
     digest = hashlib.sha256(repr((made.cached, [item.name for item in made.boundary])).encode())
-    for variable in made.prefix.variables:
-        digest.update(np.ascontiguousarray(variable.numpy()).tobytes())
+    for value in Reader(made.prefix.variables).arrays():
+        digest.update(value.tobytes())
     return digest.hexdigest()

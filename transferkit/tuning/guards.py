@@ -17,53 +17,12 @@ import numpy as np
 
 from transferkit._keras import keras, tf
 from transferkit.errors import TrainingError, shorten
+from transferkit.tuning.snapshots import Reader, as_array, copies_of
 
-__all__ = ["Guard", "Reader", "check_start", "copies_of", "loss_spikes", "out_of_memory"]
+__all__ = ["Guard", "check_start", "loss_spikes", "out_of_memory"]
 
 #: The share of the time of training that looking at the weights may take.
 _SHARE = 0.004
-
-
-def copies_of(variable: Any) -> tuple[Any, ...]:
-    """TensorFlow's variables behind one, which a strategy over several devices has for each of them."""
-    held = variable.value if isinstance(variable, keras.Variable) else variable
-    copies: tuple[Any, ...] = tf.distribute.get_strategy().experimental_local_results(held)
-    return copies
-
-
-class Reader:
-    """Reads variables as they are now.
-
-    What it gives is a snapshot that costs nothing until the next step writes the variables: TensorFlow then writes to memory of
-    its own. Variables with a copy on each device give all copies. One operation for each is as fast as a graph of them all, which
-    takes 100 times as long to trace.
-
-    Args:
-        variables: Keras's or TensorFlow's.
-    """
-
-    def __init__(self, variables: Sequence[Any]) -> None:
-        self.variables = list(variables)
-        self._parts = [copies_of(item) for item in variables]
-
-    def __call__(self) -> list[list[Any]]:
-        """The values, a tensor for each copy of each variable."""
-        read = tf.raw_ops.ReadVariableOp
-        return [[read(resource=part.handle, dtype=part.dtype) for part in parts] for parts in self._parts]
-
-    def write(self, values: Sequence[Sequence[Any]]) -> None:
-        """Gives the variables values that were read."""
-        for parts, given in zip(self._parts, values, strict=True):
-            for part, value in zip(parts, given, strict=True):
-                part.assign(value)
-
-
-def as_array(tensor: Any) -> np.ndarray[Any, Any]:
-    """The tensor's values, without a copy where NumPy knows the type."""
-    try:
-        return np.asarray(memoryview(tensor))
-    except (TypeError, ValueError, BufferError):
-        return np.asarray(tensor.numpy())
 
 
 def _is_float(variable: Any) -> bool:

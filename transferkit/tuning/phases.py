@@ -21,6 +21,7 @@ from transferkit.tuning.layers import Layers
 from transferkit.tuning.low_rank import Lowered, LowRank, lower, lowerable
 from transferkit.tuning.noise import drops_paths, noise_attribute, parts_of, restore, set_stochastic_depth, turn_off
 from transferkit.tuning.rates import multipliers_of
+from transferkit.tuning.snapshots import Reader
 
 __all__ = ["BATCH_NORM_POLICIES", "Phase", "PhasePlan", "ResolvedLayer", "in_effect", "resolve"]
 
@@ -233,8 +234,8 @@ def freeze_digest(plan: PhasePlan) -> dict[str, str]:
 
 def _digest(weights: Sequence[Any]) -> str:
     digest = hashlib.sha256()
-    for weight in weights:
-        digest.update(np.ascontiguousarray(weight.numpy()).data)
+    for value in Reader(weights).arrays():
+        digest.update(value.tobytes())
     return digest.hexdigest()
 
 

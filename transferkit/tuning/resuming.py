@@ -26,11 +26,12 @@ from transferkit.data import Data, is_arrays, row_count
 from transferkit.errors import PlanError, StorageError
 from transferkit.tuning.checkpoint import Array, Checkpoint, CheckpointFolder, pack, unpack
 from transferkit.tuning.epochs import Place, Watch
-from transferkit.tuning.guards import Guard, Reader, as_array, copies_of, loss_spikes
+from transferkit.tuning.guards import Guard, loss_spikes
 from transferkit.tuning.keeping import CallbackStates, load_random_state, random_state, random_variables
 from transferkit.tuning.phases import PhasePlan
 from transferkit.tuning.run import PhaseRecord, Run
 from transferkit.tuning.signals import Signals
+from transferkit.tuning.snapshots import Reader, as_array, copies_of
 
 __all__ = ["Session", "fingerprint", "session", "stored_seed"]
 
