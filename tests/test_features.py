@@ -308,6 +308,25 @@ def test_views_take_turns() -> None:
     assert made.index(np.array([2, 0, 1]), epoch=3).tolist() == [5, 3, 4]
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a limit on memory that holds")
+def test_features_of_one_run_count_against_no_limit_on_memory(tmp_path: Path) -> None:
+    code = f"""
+        import resource
+        import numpy as np
+        from transferkit.tuning.feature_store import FeatureStore
+        store = FeatureStore({str(tmp_path)!r}, durable=False)
+        used = next(line for line in open("/proc/self/status") if line.startswith("VmData"))
+        resource.setrlimit(resource.RLIMIT_DATA, ((int(used.split()[1]) << 10) + (16 << 20),) * 2)
+        with store.writer(1) as writer:
+            for _ in range(64):
+                writer.append([np.ones(1 << 20, "uint8")])
+            kept = store.keep(writer, "run").files[0]
+        assert kept.flags.writeable and len(kept) == 64 << 20 and kept.all()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": os.getcwd()}, check=True)
+
+
 @pytest.mark.slow
 def test_processes_that_write_and_die_never_leave_a_wrong_feature(tmp_path: Path) -> None:
     """Eight processes over one folder for fifty rounds each, a hundred killed while they write; nothing wrong is found."""

@@ -38,7 +38,7 @@ class Entry:
 
     Args:
         path: Its directory.
-        files: The content of each of its arrays as bytes, mapped from the disk; writes to them stay in memory.
+        files: The content of each of its arrays as bytes, mapped from the disk; writes to them stay in memory if it is durable.
         metadata: What was written with it.
     """
 
@@ -101,7 +101,7 @@ class FeatureStore:
 
     Args:
         folder: Where; made when it isn't there, for this user only.
-        durable: Whether what was written is to outlive a loss of power.
+        durable: Whether what was written is to outlive a loss of power, or at least this run.
 
     Raises:
         StorageError: when others may write to the folder, or it can't be used.
@@ -148,7 +148,7 @@ class FeatureStore:
         if not path.is_dir():
             return None
         try:
-            return _verified(path)
+            return _verified(path, private=self.durable)
         except (OSError, ValueError, KeyError, TypeError):
             _remove(path)
             return None
@@ -175,7 +175,7 @@ class FeatureStore:
                     return found
                 os.rename(writer.folder, path)
             flush_directory(self.folder)
-            return _mapped(path, json.loads((path / "manifest.json").read_bytes()))
+            return _mapped(path, json.loads((path / "manifest.json").read_bytes()), private=self.durable)
 
 
 def _asked(folder: Path) -> str:
@@ -200,7 +200,7 @@ def _remove(path: Path) -> None:
         os.rename(path, away / path.name)
 
 
-def _verified(path: Path) -> Entry:
+def _verified(path: Path, *, private: bool) -> Entry:
     manifest = json.loads((path / "manifest.json").read_bytes())
     if manifest["format"] != FORMAT:
         raise ValueError("another format")
@@ -212,15 +212,17 @@ def _verified(path: Path) -> Entry:
                 size += len(piece)
         if size != wanted["bytes"] or digest.hexdigest() != wanted["sha256"]:
             raise ValueError("damaged")
-    return _mapped(path, manifest)
+    return _mapped(path, manifest, private=private)
 
 
-def _mapped(path: Path, manifest: Mapping[str, Any]) -> Entry:
+def _mapped(path: Path, manifest: Mapping[str, Any], *, private: bool) -> Entry:
+    # The mapping must count as writable, which sharing it with TensorFlow takes. Copied on write, the file stays as it is; but
+    # the system counts that in full against a limit on the process's memory, so what lasts for one run only is mapped as it is.
+    mode: Any = "c" if private else "r+"
     files: list[np.ndarray[Any, Any]] = []
     for index, wanted in enumerate(manifest["files"]):
         if wanted["bytes"]:
-            # Copy on write: the mapping counts as writable, which sharing it with TensorFlow takes, and the file stays as it is.
-            files.append(np.memmap(path / f"{index}.bin", np.uint8, "c", shape=(wanted["bytes"],)))
+            files.append(np.memmap(path / f"{index}.bin", np.uint8, mode, shape=(wanted["bytes"],)))
         else:
             files.append(np.empty(0, np.uint8))
     return Entry(path, tuple(files), manifest["metadata"])
