@@ -2,7 +2,9 @@
 
 The plan has three phases, dropout, augmentation, mixup, Adam with a rate for each layer, a moving average and early stopping.
 Beside it a run of plain Keras (one phase, dropout, augmentation, Adam, early stopping) with `BackupAndRestore` goes through the
-same. Each life of a run is a process forked from one that has imported TensorFlow and not used it.
+same. Each life of a run is a process forked from one that has imported TensorFlow and not used it. It is killed at a random
+moment after the first checkpoint that it wrote itself, so that every kill hits training; a pause after each step lets many lives
+fit into a run.
 
     python benchmarks/resume_kills.py --kills 100 --json kills.json
 """
@@ -34,6 +36,7 @@ import transferkit as tk
 from transferkit.tuning import tuner as _imported_before_the_fork  # noqa: F401
 
 SIZE, CLASSES, ROWS, BATCH = 12, 4, 480, 16
+PAUSE = 0.02
 
 
 def rows(seed: int, count: int) -> tuple[Any, Any]:
@@ -54,6 +57,14 @@ def network() -> Any:
     return model
 
 
+class Slow(keras.callbacks.Callback):
+    """A pause after each step."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        del batch, logs
+        time.sleep(PAUSE)
+
+
 def ours(folder: Path | None) -> dict[str, Any]:
     plan = (
         tk.FineTuner()
@@ -65,7 +76,8 @@ def ours(folder: Path | None) -> dict[str, Any]:
         .early_stopping(4)
     )
     model = network()
-    more = {} if folder is None else {"checkpoint_dir": folder, "resume": True, "save_every": 7}
+    more: dict[str, Any] = {} if folder is None else {"checkpoint_dir": folder, "resume": True, "save_every": 7}
+    more["callbacks"] = [Slow()]
     run = plan.fit(model, rows(0, ROWS), validation_data=rows(1, 120), batch_size=BATCH, seed=1, verbose=0, **more)
     steps = sum(phase.steps for phase in run.phases)
     return {"variables": [v.numpy() for v in model.variables], "steps": steps, "history": dict(run.history)}
@@ -75,7 +87,7 @@ def plain(folder: Path | None) -> dict[str, Any]:
     keras.utils.set_random_seed(1)
     model = network()
     model.compile(keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-    callbacks: list[Any] = [keras.callbacks.EarlyStopping("val_loss", patience=4, restore_best_weights=True)]
+    callbacks: list[Any] = [keras.callbacks.EarlyStopping("val_loss", patience=4, restore_best_weights=True), Slow()]
     if folder is not None:
         callbacks.append(keras.callbacks.BackupAndRestore(folder / "backup"))
     data = tf.data.Dataset.from_tensor_slices(rows(0, ROWS)).shuffle(ROWS, seed=1).batch(BATCH)
@@ -100,18 +112,33 @@ def live(work: Callable[[Path | None], dict[str, Any]], folder: Path | None, out
         except BaseException:
             traceback.print_exc()
         os._exit(code)
-    deadline = None if seconds is None else time.monotonic() + seconds
+    deadline = None
+    before = _kept(folder)
     while True:
         found, status = os.waitpid(child, os.WNOHANG)
         if found:
             if os.waitstatus_to_exitcode(status) != 0:
                 raise SystemExit("a run failed")
             return True
+        if deadline is None and seconds is not None and _kept(folder) - before:
+            deadline = time.monotonic() + seconds
         if deadline is not None and time.monotonic() >= deadline:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return False
         time.sleep(0.01)
+
+
+def _kept(folder: Path | None) -> set[tuple[Path, int]]:
+    """The checkpoints in a folder, each as it was written."""
+    found = set()
+    for path in [] if folder is None else folder.rglob("*"):
+        if path.suffix in (".safetensors", ".h5", ".json") and not path.name.startswith("."):
+            try:
+                found.add((path, path.stat().st_mtime_ns))
+            except FileNotFoundError:
+                continue
+    return found
 
 
 def read(out: Path) -> tuple[list[Any], int, dict[str, list[float]]]:
@@ -132,7 +159,7 @@ def measure(name: str, work: Callable[[Path | None], dict[str, Any]], kills: int
         run = folder / f"run{len(runs)}"
         run.mkdir()
         before = killed
-        while not live(work, run, folder / "again", moments.uniform(0.3, longest) if killed < kills else None):
+        while not live(work, run, folder / "again", moments.uniform(0.0, longest) if killed < kills else None):
             killed += 1
         variables, steps, history = read(folder / "again")
         differing = sum(not np.array_equal(a, b) for a, b in zip(whole[0], variables, strict=True))
@@ -163,7 +190,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--kills-of-keras", type=int, default=10)
-    parser.add_argument("--longest", type=float, default=8.0, help="seconds of the longest life that ends with a kill")
+    parser.add_argument(
+        "--longest", type=float, default=2.0, help="seconds from the first checkpoint of a life to the latest kill"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

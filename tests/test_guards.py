@@ -232,6 +232,7 @@ class Hungry(layers.Layer):  # type: ignore[misc, unused-ignore]
         return x + tf.reduce_sum(tf.zeros((extra, 1 << 20, 1 << 20)))
 
 
+@pytest.mark.slow
 def test_a_step_without_memory_names_the_batch_that_fits() -> None:
     model = network(Hungry())
     before = [variable.numpy() for variable in model.variables]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -176,13 +178,17 @@ def check(
 
 
 def test_a_run_that_was_stopped_is_the_run_that_was_not(tmp_path: Path) -> None:
-    stops = [("batch", 3), ("epoch", 6), ("batch", 13), ("test", 18), ("batch", 26)]
-    run = check(rich(), tmp_path, stops)
+    run = check(rich(), tmp_path, [("batch", 3), ("batch", 26)])
     assert all(record.frozen.startswith("computed in full") for record in run.phases)
 
 
+@pytest.mark.slow
+def test_a_run_that_was_stopped_often_is_the_run_that_was_not(tmp_path: Path) -> None:
+    check(rich(), tmp_path, [("batch", 3), ("epoch", 6), ("batch", 13), ("test", 18), ("batch", 26)])
+
+
 def test_a_stopped_run_on_features_is_the_run_that_was_not(tmp_path: Path) -> None:
-    plan, stops = cached(), [("batch", 2), ("batch", 7), ("epoch", 10), ("batch", 15)]
+    plan, stops = cached(), [("batch", 2), ("epoch", 10)]
     whole = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_, **__: None)  # so that each batch is told
     model, run = fit(plan, None, whole, model=network(flips=False))
     assert "computed once" in run.phases[0].frozen
@@ -190,25 +196,42 @@ def test_a_stopped_run_on_features_is_the_run_that_was_not(tmp_path: Path) -> No
         with pytest.raises(Stop):
             fit(plan, tmp_path, Stopping(at, hook=hook), model=network(flips=False))
     again, second = fit(plan, tmp_path, Stopping(), model=network(flips=False))
+    assert "computed once" in second.phases[0].frozen
     assert second.history == run.history
     assert same(state_of(again), state_of(model))
 
 
-@pytest.mark.parametrize("make", [Sequence, lambda: Sequence(workers=2)], ids=["PyDataset", "threads"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(Sequence, id="PyDataset", marks=pytest.mark.slow),
+        pytest.param(lambda: Sequence(workers=2), id="threads", marks=pytest.mark.slow),
+        pytest.param(batches, id="tf.data"),
+    ],
+)
 def test_data_in_batches_goes_on_at_the_batch(make: Callable[[], Any], tmp_path: Path) -> None:
     check(small(), tmp_path, [("batch", 4), ("epoch", 6), ("batch", 15)], make)
 
 
+@pytest.mark.slow
 def test_epochs_that_cut_the_data_go_on_where_they_were(tmp_path: Path) -> None:
     check(
         small(),
         tmp_path,
         [("batch", 3), ("epoch", 4), ("batch", 9)],
-        lambda: tf.data.Dataset.from_tensor_slices(rows()).batch(BATCH).repeat(),
+        lambda: batches().repeat(),
         steps_per_epoch=4,
     )
 
 
+def test_a_data_set_that_gives_other_batches_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        fit(small(), tmp_path, Stopping(4), data=batches(seed=5))
+    with pytest.raises(StorageError, match="a data set that gives other batches than it gave"):
+        fit(small(), tmp_path, data=batches(seed=6))
+
+
+@pytest.mark.slow
 def test_a_generator_goes_on_from_an_epoch_and_it_is_said(tmp_path: Path) -> None:
     def endless() -> Iterator[Any]:
         while True:
@@ -253,6 +276,7 @@ def test_what_differs_is_said_and_nothing_is_changed(tmp_path: Path) -> None:
         fit(small(), tmp_path, resume=False)
 
 
+@pytest.mark.slow
 def test_the_seed_that_was_drawn_is_kept(tmp_path: Path) -> None:
     with pytest.raises(Stop):
         fit(small(), tmp_path, Stopping(3), seed=None)
@@ -267,6 +291,7 @@ def test_arguments_that_mean_nothing_are_refused(tmp_path: Path) -> None:
             fit(small(), tmp_path, **arguments)
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
     model, run = fit(small(), None)
     with pytest.raises(Stop):
@@ -326,6 +351,7 @@ def keras_callbacks(folder: Path) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 def test_callbacks_keep_their_state(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -374,6 +400,24 @@ def test_two_runs_in_one_folder_are_one_error(tmp_path: Path) -> None:
     fit(small(), tmp_path, Second())
 
 
+@pytest.mark.slow
+def test_two_processes_in_one_folder_are_one_error(tmp_path: Path) -> None:
+    here = str(Path(__file__).parent)
+    script = f"import sys; sys.path.insert(0, {here!r}); import test_resuming as t; t.fit(t.small(), {str(tmp_path)!r})"
+    told: list[Any] = []
+
+    class Second(keras.callbacks.Callback):  # type: ignore[misc, unused-ignore]
+        def on_train_begin(self, logs: Any = None) -> None:
+            del logs
+            told.append(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False))
+
+    model, _ = fit(small(), tmp_path, Second())
+    assert told[0].returncode == 1
+    assert told[0].stderr.count("StorageError: ") == 1
+    assert "so that no other run writes there" in told[0].stderr
+    assert same(state_of(model), state_of(fit(small(), None)[0]))
+
+
 # Signals
 
 
@@ -390,8 +434,15 @@ class Signalling(Stopping):
                 os.kill(os.getpid(), self._number)
 
 
-@pytest.mark.parametrize("hook", ["batch", "test"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "hook"),
+    [
+        (signal.SIGTERM, "batch"),
+        pytest.param(signal.SIGTERM, "test", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "batch", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "test", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_ends_the_run_after_the_step_and_it_goes_on(number: int, hook: str, tmp_path: Path) -> None:
     model, run = fit(small(), None)
     before = signal.getsignal(number)
@@ -414,6 +465,21 @@ def test_a_signal_ends_the_run_after_the_step_and_it_goes_on(number: int, hook: 
     assert same(state_of(again), state_of(model))
 
 
+@pytest.mark.slow
+def test_sigterm_in_each_phase_ends_a_run_that_goes_on(tmp_path: Path) -> None:
+    model, run = fit(rich(), None, Stopping())
+    assert [phase.steps for phase in run.phases][:2] == [12, 12]
+    for at in (3, 15, 27):
+        with pytest.raises(SystemExit) as caught:
+            fit(rich(), tmp_path, Signalling(signal.SIGTERM, at), save_every=None)
+        assert caught.value.code == 75
+    again, second = fit(rich(), tmp_path, Stopping(), save_every=None)
+    assert second.history == run.history
+    assert [phase.steps for phase in second.phases] == [phase.steps for phase in run.phases]
+    assert same(state_of(again), state_of(model))
+
+
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt) as caught:
         fit(small(), tmp_path, Signalling(signal.SIGINT, 8, times=2))

@@ -20,6 +20,7 @@ from transferkit.tuning.callbacks import Progress
 from transferkit.tuning.checking import BatchChecks
 from transferkit.tuning.epochs import run_epochs
 from transferkit.tuning.feeding import epoch_order, ordered_dataset
+from transferkit.tuning.full_steps import FullSteps
 from transferkit.tuning.guards import check_start, out_of_memory
 from transferkit.tuning.objectives import Objective
 from transferkit.tuning.optimizer_state import as_plain, raw_steps, set_raw_steps
@@ -27,7 +28,7 @@ from transferkit.tuning.phases import PhasePlan, in_effect
 from transferkit.tuning.resuming import Session
 from transferkit.tuning.run import PhaseRecord
 from transferkit.tuning.settings import Settings, Targets, take_over
-from transferkit.tuning.stream import FullSteps, Stream
+from transferkit.tuning.stream import Stream
 
 __all__ = ["Job", "compile_as_given", "run_phases", "seed_model"]
 
@@ -155,6 +156,7 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
         class_weight=job.class_weight,
         steps_per_epoch=job.steps_per_epoch,
         checks=job.checks,
+        kept=job.watch.keeps,
     )
     validation = job.validation
     if isinstance(validation, Data) or is_arrays(validation):

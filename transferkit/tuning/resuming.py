@@ -172,6 +172,11 @@ class Session(Watch):
         #: What the user should know of how it went.
         self.notes: list[str] = []
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the run is kept in a folder."""
+        return self._folder is not None
+
     # -- before training
 
     def seed(self, given: int | None) -> int | None:

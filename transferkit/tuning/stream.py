@@ -1,8 +1,8 @@
 """Training data as batches that can begin anywhere: in any pass over the data, at any batch of it.
 
 Rows in memory and in folders, and data sets that list their batches, begin at the batch without reading what comes before. A
-`tf.data.Dataset` reads and drops it. Data of which nobody can tell what a second pass would give begins with an epoch. May
-import Keras and the floors below.
+`tf.data.Dataset` reads and drops it, once the pass is found that gives what it gave. Data of which nobody can tell what a second
+pass would give begins with an epoch. May import Keras and the floors below.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
-import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -19,11 +18,15 @@ import numpy as np
 
 from transferkit._keras import keras, tf
 from transferkit.data import Data, is_arrays, row_count
-from transferkit.errors import DataError
+from transferkit.errors import DataError, StorageError
 from transferkit.tuning.checking import BatchChecks
 from transferkit.tuning.feeding import ListedBatches, epoch_order, ordered_dataset
+from transferkit.tuning.marking import Marks
 
-__all__ = ["FullSteps", "Stream"]
+__all__ = ["Stream"]
+
+#: How often a data set may have been gone over beside training, at most, for a pass of it to be found again.
+_MORE_PASSES = 32
 
 
 class Stream:
@@ -37,6 +40,7 @@ class Stream:
         class_weight: Class → weight, or None.
         steps_per_epoch: Batches in an epoch, where it isn't one pass over the data.
         checks: Looks at each batch; not at rows in memory, which were looked at as a whole.
+        kept: Whether the run is kept, so that its place in the data must be told.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Stream:
         class_weight: Any = None,
         steps_per_epoch: int | None = None,
         checks: BatchChecks | None = None,
+        kept: bool = False,
     ) -> None:
         self._data, self._size, self._seed = data, batch_size, seed
         self._targets, self._weight = targets, class_weight
@@ -70,6 +75,13 @@ class Stream:
         self.steps = steps_per_epoch or self.batches
         #: Why a run can go on from the beginning of an epoch only; empty when it can from any batch.
         self.by_epoch = _by_epoch(data)
+        #: Whether it is one pass that never ends, which a phase goes on in where the one before left it.
+        self.endless = isinstance(data, tf.data.Dataset) and int(data.cardinality()) == tf.data.INFINITE_CARDINALITY
+        #: What goes over the pass it is in; None between passes.
+        self.iterator: Any = None
+        self._marks = Marks() if kept and isinstance(data, tf.data.Dataset) and not self.by_epoch else None
+        self._sought: Mapping[str, int] | None = None
+        self._tries = 0
 
     def open(self, number: int, first: int = 0) -> Any:
         """The batches of pass `number` from `first` on, after those to be dropped; to be gone over before the next is opened."""
@@ -84,15 +96,63 @@ class Stream:
         """How many batches whoever opens a pass at `first` must read and drop."""
         return first if isinstance(self._data, tf.data.Dataset) else 0
 
+    def state(self) -> dict[str, int]:
+        """Where it is, for `load_state`."""
+        begun = self.iterator is not None
+        found = {"pass": self.number, "seen": self.seen, "opened": self.opened - begun, "ended": self.ended}
+        if self._marks is None or not self.opened:
+            return found
+        return {**found, "first": self._marks.first(), "last": self._marks.at(self.seen - 1) if begun else -1}
+
     def load_state(self, state: Mapping[str, int]) -> None:
-        """Goes to where `FullSteps.state` was taken."""
+        """Goes to where `state` was taken.
+
+        Raises:
+            StorageError: when the pass isn't found, because the data gives other batches.
+        """
+        if self._marks is not None and "first" in state:
+            self._sought, self._tries = state, state["opened"] + _MORE_PASSES
+            while state["last"] < 0 and not self.found():  # between two passes: past the first of them
+                next(iter(self.open(0)), None)
         self.number, self.seen, self.opened = state["pass"], state["seen"], state["opened"]
-        if isinstance(self._data, tf.data.Dataset):
-            for _ in range(self.opened):
-                next(iter(self._data), None)  # a shuffle with a seed gives each pass another order, by how many there were
         for _ in range(state["ended"]):
             self.begin_epoch()
             self.end_epoch()
+
+    def found(self) -> bool:
+        """Whether the pass that was begun last, of which a batch was read, is the one that the run was in.
+
+        Raises:
+            StorageError: when so many were tried that none will be.
+        """
+        if self._sought is None or self._marks is None:
+            return True
+        if self._marks.first() == self._sought["first"]:
+            if self._sought["last"] < 0:
+                self._sought = None
+            return True
+        self._tries -= 1
+        if self._tries < 0:
+            raise self._differs("no pass over it begins as")
+        return False
+
+    def check_place(self) -> None:
+        """Looks whether all batches up to here are those that the run was given before.
+
+        Raises:
+            StorageError: when they aren't.
+        """
+        if self._sought is not None and self._marks is not None and self._marks.at(self.seen - 1) != self._sought["last"]:
+            raise self._differs("its batches begin as, but are not those of,")
+        self._sought = None
+
+    def _differs(self, words: str) -> StorageError:
+        return StorageError(
+            f"Going on with a run at batch {self.seen} of pass {self.number} over the training data.",
+            found=f"a data set that gives other batches than it gave: {words} the one that the run was in",
+            cause="its source changed, or it draws at random in a way that isn't the same in each process",
+            fix="give what is random in it a seed, and repeat() without a count or not at all; or start anew in another folder",
+        )
 
     def _made(self) -> Any:
         data = self._data
@@ -125,17 +185,20 @@ class Stream:
 
     def _looked_at(self, dataset: Any) -> Any:
         """The batches of a data set of TensorFlow's, each looked at as it passes."""
-        checks = self._checks
-        if checks is None:
-            return dataset
+        checks, before = self._checks, dataset
 
         def passing(number: Any, item: Any) -> Any:
+            assert checks is not None
             parts = item if isinstance(item, tuple) else (item,)
             with tf.control_dependencies(checks.in_graph(parts, number)):
                 return tf.nest.map_structure(tf.identity, item)
 
+        if self._marks is not None:
+            dataset = self._marks.marked(dataset)
+        if checks is not None:
+            dataset = dataset.enumerate().map(passing)
         # A few ahead of the step, so that it doesn't wait.
-        return dataset.enumerate().map(passing).prefetch(tf.data.AUTOTUNE)
+        return dataset if dataset is before else dataset.prefetch(tf.data.AUTOTUNE)
 
     # -- data that Python gives batch by batch
 
@@ -357,113 +420,3 @@ def _weighted(dataset: Any, class_weight: Any) -> Any:
         return x, y, tf.gather(table, tf.cast(tf.round(labels), tf.int32))
 
     return dataset.map(add).prefetch(tf.data.AUTOTUNE)
-
-
-class FullSteps:
-    """Steps by the model's own train function, the one that `fit` calls, over a stream.
-
-    An epoch is one pass over the data, or `steps_per_epoch` batches, which go on where the epoch before left the data.
-
-    Args:
-        model: Built and compiled.
-        stream: The batches.
-    """
-
-    def __init__(self, model: Any, stream: Stream) -> None:
-        self._model, self._stream = model, stream
-        self._iterator: Any = None
-        self._known = stream.steps
-        #: Whether an epoch goes on in the pass of the one before.
-        self._continues = stream.steps != stream.batches
-        if tf.distribute.has_strategy():
-            # Variables of metrics and optimizer can't be made within a replica's step; a test makes them outside of it.
-            if not model.optimizer.built:
-                model.optimizer.build(model.trainable_variables)
-            model.evaluate(stream.open(stream.number).take(1), verbose=0)
-        model.make_train_function()
-
-    def begin(self) -> None:
-        """Begins a phase at the beginning of a pass; not called where a run goes on."""
-        self._stream.end_epoch()  # as `fit` has it, which tells the data so once before it begins
-        if self._stream.seen:
-            self._stream.number, self._stream.seen = self._stream.number + 1, 0
-
-    def state(self) -> dict[str, int]:
-        """Where in the data it is."""
-        stream = self._stream
-        begun = self._iterator is not None
-        return {"pass": stream.number, "seen": stream.seen, "opened": stream.opened - begun, "ended": stream.ended}
-
-    def _open(self, number: int, first: int) -> Any:
-        dataset = self._stream.open(number, first)
-        if tf.distribute.has_strategy():
-            dataset = self._model.distribute_strategy.experimental_distribute_dataset(dataset)
-        iterator = iter(dataset)
-        for _ in range(self._stream.dropped(first)):
-            next(iterator)
-        return iterator
-
-    def warm(self, epoch: int, first: int) -> None:
-        stream = self._stream
-        if not self._continues:
-            stream.number, stream.seen = epoch, first
-        self._iterator = self._open(stream.number, stream.seen - min(first, self._model.steps_per_execution))
-        with stream.failing():
-            self._model.train_function(self._iterator)
-
-    def epoch(self, epoch: int, first: int, callbacks: Any, shown: Any, watch: Any) -> Any:
-        model, stream = self._model, self._stream
-        stream.begin_epoch()
-        if self._iterator is None:
-            if not self._continues:
-                stream.number, stream.seen = epoch, first
-            self._iterator = self._open(stream.number, stream.seen)
-        logs = self._steps(epoch, first, callbacks, shown, watch)
-        if not self._continues or (stream.batches is not None and stream.seen >= stream.batches):
-            self._end_pass()
-        stream.end_epoch()
-        figures = model.get_metrics_result()
-        return figures if isinstance(logs, dict) and set(figures) == set(logs) else logs
-
-    def _end_pass(self) -> None:
-        self._iterator = None
-        self._stream.number, self._stream.seen = self._stream.number + 1, 0
-
-    def _steps(self, epoch: int, first: int, callbacks: Any, shown: Any, watch: Any) -> Any:
-        model, stream, each = self._model, self._stream, self._model.steps_per_execution
-        step, logs = first, {}
-        while self._known is None or step < self._known:
-            if self._continues and stream.batches is not None and stream.seen >= stream.batches:
-                _warn_short(step, epoch)
-                break
-            callbacks.on_train_batch_begin(step)
-            try:
-                with stream.failing():
-                    logs = model.train_function(self._iterator)
-            except (StopIteration, tf.errors.OutOfRangeError):
-                if self._known is None:
-                    self._known = step
-                elif stream.once:
-                    raise DataError(
-                        f"Training on {self._known} batches in each epoch.",
-                        found=f"a generator that ended after {step} batches of epoch {epoch + 1}",
-                        fix="give one without an end, or fewer epochs or steps_per_epoch",
-                    ) from None
-                else:
-                    _warn_short(step, epoch)
-                    self._end_pass()
-                break
-            step, stream.seen = step + each, stream.seen + each
-            callbacks.on_train_batch_end(step - 1, logs)
-            watch.stepped(epoch, step, logs)
-            if shown.stop_training:
-                break
-        return logs
-
-
-def _warn_short(step: int, epoch: int) -> None:
-    warnings.warn(
-        f"The training data ended after {step} batches of epoch {epoch}, before the epoch did. Give it as many batches as a "
-        "whole number of epochs takes, or make it repeat itself: dataset.repeat().",
-        stacklevel=5,
-    )
