@@ -224,6 +224,11 @@ def test_epochs_that_cut_the_data_go_on_where_they_were(tmp_path: Path) -> None:
     )
 
 
+def test_features_of_a_reshuffled_data_set_are_said_before_training(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="features of a data set that is shuffled anew in each pass"), pytest.raises(Stop):
+        fit(cached(), tmp_path, Stopping(1), model=network(flips=False), data=batches())
+
+
 def test_a_data_set_that_gives_other_batches_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(Stop):
         fit(small(), tmp_path, Stopping(4), data=batches(seed=5))
@@ -462,20 +467,6 @@ def test_a_signal_ends_the_run_after_the_step_and_it_goes_on(number: int, hook: 
         assert "resume=True" in str(caught.value)
     again, second = fit(small(), tmp_path, save_every=None if hook == "batch" else 1)
     assert second.history == run.history
-    assert same(state_of(again), state_of(model))
-
-
-@pytest.mark.slow
-def test_sigterm_in_each_phase_ends_a_run_that_goes_on(tmp_path: Path) -> None:
-    model, run = fit(rich(), None, Stopping())
-    assert [phase.steps for phase in run.phases][:2] == [12, 12]
-    for at in (3, 15, 27):
-        with pytest.raises(SystemExit) as caught:
-            fit(rich(), tmp_path, Signalling(signal.SIGTERM, at), save_every=None)
-        assert caught.value.code == 75
-    again, second = fit(rich(), tmp_path, Stopping(), save_every=None)
-    assert second.history == run.history
-    assert [phase.steps for phase in second.phases] == [phase.steps for phase in run.phases]
     assert same(state_of(again), state_of(model))
 
 

@@ -297,6 +297,12 @@ class Session(Watch):
         self._trained, self._read = trained, None
         self._random = self._random or (random_variables() if self._folder is not None else [])
         self._in_full = in_full
+        if self._folder is not None and in_full is None and stream.reshuffles:
+            self.notes.append(
+                f"Phase {plan.phase.name!r} trains on features of a data set that is shuffled anew in each pass, or may be: "
+                "after a stop in it their order needn't be the same."
+            )
+            warnings.warn(self.notes[-1], stacklevel=4)
         here = self._here(index)
         self._phase = {"phase": index, "begun": begun, "words": words, "cached": in_full is None}
         self._name, self._begun_at = plan.phase.name, time.perf_counter() - self.elapsed(index)

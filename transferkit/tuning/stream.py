@@ -75,6 +75,8 @@ class Stream:
         self.steps = steps_per_epoch or self.batches
         #: Why a run can go on from the beginning of an epoch only; empty when it can from any batch.
         self.by_epoch = _by_epoch(data)
+        #: Whether each pass over it may have another order, which follows from how many there were.
+        self.reshuffles = isinstance(data, tf.data.Dataset) and not self.by_epoch and _reshuffles(data)
         #: Whether it is one pass that never ends, which a phase goes on in where the one before left it.
         self.endless = isinstance(data, tf.data.Dataset) and int(data.cardinality()) == tf.data.INFINITE_CARDINALITY
         #: What goes over the pass it is in; None between passes.
@@ -300,12 +302,8 @@ def _by_epoch(data: Any) -> str:
 
 def _unseeded(dataset: Any) -> str:
     """What makes a second pass over a data set give other batches, in words; empty when nothing in it is seen to."""
-    try:
-        text = tf.raw_ops.DatasetToGraphV2(
-            input_dataset=tf.data.experimental.to_variant(dataset), external_state_policy=1, strip_device_assignment=True
-        )
-        graph = tf.compat.v1.GraphDef.FromString(text.numpy())
-    except (tf.errors.OpError, ValueError):
+    graph = _graph(dataset)
+    if graph is None:
         return ""  # what it can't write down it can't tell
     nodes = {node.name: node for node in graph.node}
     for node in graph.node:
@@ -316,6 +314,24 @@ def _unseeded(dataset: Any) -> str:
             if node.op.startswith("Random") and not (node.attr["seed"].i or node.attr["seed2"].i):
                 return "a data set that draws at random without a seed"
     return ""
+
+
+def _reshuffles(dataset: Any) -> bool:
+    graph = _graph(dataset)
+    return graph is None or any(
+        node.op.startswith("ShuffleDataset") and node.attr["reshuffle_each_iteration"].b for node in graph.node
+    )
+
+
+def _graph(dataset: Any) -> Any:
+    """The data set as a graph, or None for one that can't be written down."""
+    try:
+        text = tf.raw_ops.DatasetToGraphV2(
+            input_dataset=tf.data.experimental.to_variant(dataset), external_state_policy=1, strip_device_assignment=True
+        )
+        return tf.compat.v1.GraphDef.FromString(text.numpy())
+    except (tf.errors.OpError, ValueError):
+        return None
 
 
 def _constant(nodes: Any, name: str) -> int:
