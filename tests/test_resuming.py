@@ -471,6 +471,20 @@ def test_a_signal_ends_the_run_after_the_step_and_it_goes_on(number: int, hook: 
 
 
 @pytest.mark.slow
+def test_sigterm_in_each_phase_ends_a_run_that_goes_on(tmp_path: Path) -> None:
+    model, run = fit(rich(), None, Stopping())
+    assert [phase.steps for phase in run.phases][:2] == [12, 12]
+    for at in (3, 15, 27):
+        with pytest.raises(SystemExit) as caught:
+            fit(rich(), tmp_path, Signalling(signal.SIGTERM, at), save_every=None)
+        assert caught.value.code == 75
+    again, second = fit(rich(), tmp_path, Stopping(), save_every=None)
+    assert second.history == run.history
+    assert [phase.steps for phase in second.phases] == [phase.steps for phase in run.phases]
+    assert same(state_of(again), state_of(model))
+
+
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt) as caught:
         fit(small(), tmp_path, Signalling(signal.SIGINT, 8, times=2))
