@@ -382,6 +382,22 @@ X, Y = problem()
             "  to fix it: give a list of batches, a tf.data.Dataset, or a generator without an end and steps_per_epoch=…",
         ),
         (
+            tf.data.Dataset.from_tensor_slices((X, Y)).batch(32).repeat(),
+            {},
+            errors.DataError,
+            "Training for 5 epochs.\n"
+            "  found: a data set without an end, and no steps_per_epoch\n"
+            "  to fix it: say how many batches an epoch has, steps_per_epoch=…, or leave .repeat() out of the data set",
+        ),
+        (
+            (X, Y),
+            {"class_weight": "balanced"},
+            errors.DataError,
+            "Weighting the classes.\n  found: 'balanced'\n"
+            "  to fix it: give a dict of class and weight, {0: 1.0, 1: 5.0}; "
+            "tk.Data.arrays(x, y).class_weights() balances the classes",
+        ),
+        (
             (X, Y[:-1]),
             {},
             errors.DataError,
@@ -421,6 +437,54 @@ def test_bad_input_is_told_and_changes_nothing(data: Any, arguments: Any, kind: 
     assert_unchanged(model, before)
     assert [variable.trainable for variable in model.variables] == flags
     assert not model.compiled
+
+
+@pytest.mark.parametrize("loss", ["mse", "binary_crossentropy", "categorical_crossentropy", keras.losses.MeanSquaredError()])
+def test_a_loss_that_cannot_compare_labels_and_outputs_is_told_before_anything_changes(loss: Any) -> None:
+    model = network()
+    before = snapshot(model)
+    with pytest.raises(errors.DataError) as caught:
+        TWO.loss(loss).fit(model, (X, Y), verbose=0)
+    name = loss if isinstance(loss, str) else "MeanSquaredError"
+    assert str(caught.value) == (
+        f"Training with the loss {name!r}.\n"
+        "  found: labels of shape ('n',) and outputs of shape ('n', 3), which it can't compare\n"
+        "  to fix it: leave .loss() out of the plan for SparseCategoricalCrossentropy"
+    )
+    assert_unchanged(model, before)
+    assert not model.compiled
+
+
+def test_a_builder_is_no_model_yet() -> None:
+    with pytest.raises(errors.ModelError) as caught:
+        TWO.fit(tk.ModelBuilder((8,)).classifier(3), (X, Y), verbose=0)
+    assert str(caught.value) == (
+        "Looking for the head of a model.\n  found: a ModelBuilder\n"
+        "  to fix it: give a Keras model; a ModelBuilder makes one by .build()"
+    )
+
+
+class Rows(keras.metrics.Metric):  # type: ignore[misc, unused-ignore]
+    """Counts rows; its result is its own variable, which a test of the same metric goes on with."""
+
+    def __init__(self, name: str = "rows", dtype: Any = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.seen = self.add_variable((), "zeros", name="seen")
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        del y_pred, sample_weight
+        self.seen.assign_add(keras.ops.cast(keras.ops.shape(y_true)[0], "float32"))
+
+    def result(self) -> Any:
+        return self.seen
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_metric_that_gives_its_variable_keeps_training_and_validation_apart(cache: bool) -> None:
+    plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=2).metrics(Rows()).cache(cache)
+    history = plan.fit(network(), (X[:60], Y[:60]), validation_data=(X[60:], Y[60:]), seed=0, verbose=0).history
+    assert list(history["rows"]) == [60.0, 60.0]
+    assert list(history["val_rows"]) == [36.0, 36.0]
 
 
 def test_plans_that_make_no_sense_are_refused() -> None:

@@ -147,6 +147,12 @@ def heads_of(model: Any) -> list[Head]:
     Raises:
         ModelError: when the model isn't built, so that it has no outputs to speak of yet.
     """
+    if not isinstance(model, keras.Model):
+        raise ModelError(
+            "Looking for the head of a model.",
+            found=f"a {type(model).__name__}",
+            fix="give a Keras model; a ModelBuilder makes one by .build()",
+        )
     if not model.built:
         raise ModelError(
             f"Looking for the head of the model {model.name!r}.",

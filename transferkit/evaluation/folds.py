@@ -85,7 +85,8 @@ def folds(
     if repeats < 1:
         problems.append(f"{repeats} repetitions")
     if problems:
-        raise EvaluationError(asked, found=problems, fix="take fewer folds, or leave classes out that are too rare")
+        fewer = "take fewer folds, or leave classes out that are too rare"
+        raise EvaluationError(asked, found=problems, fix="give folds=2 or more" if count < 2 else fewer)
     made = []
     for repeat in range(repeats):
         generator = np.random.Generator(np.random.Philox(key=[seed, repeat]))

@@ -111,7 +111,7 @@ def run_epochs(
         place = None
         if not (first and shown.stop_training):
             watch.steps_begin()
-            logs = dict(steps.epoch(epoch, first, callbacks, shown, watch) or logs)
+            logs = _values(steps.epoch(epoch, first, callbacks, shown, watch) or logs)
             watch.steps_end()
         if evaluate is not None:
             logs.update({f"val_{name}": value for name, value in evaluate().items()})
@@ -122,3 +122,8 @@ def run_epochs(
     if isinstance(model.optimizer, keras.optimizers.Optimizer) and epochs > 0:
         model.optimizer.finalize_variable_values(model.trainable_variables)
     callbacks.on_train_end(logs=ended)
+
+
+def _values(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures as they are now: a metric may give its own variable, which the test of the epoch goes on with."""
+    return {name: value.numpy() if isinstance(value, keras.Variable) else value for name, value in logs.items()}

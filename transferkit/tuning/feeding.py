@@ -229,6 +229,12 @@ def complete_class_weights(weights: Mapping[int, float] | None, heads: list[Head
     """
     if weights is None:
         return None
+    if not isinstance(weights, Mapping):
+        raise DataError(
+            "Weighting the classes.",
+            found=f"{weights!r}",
+            fix="give a dict of class and weight, {0: 1.0, 1: 5.0}; tk.Data.arrays(x, y).class_weights() balances the classes",
+        )
     if len(heads) > 1:
         raise DataError(
             "Weighting the classes.",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from transferkit._keras import keras
+from transferkit._keras import keras, tf
 from transferkit.building.heads import Head
 from transferkit.errors import DataError, ModelError
 from transferkit.tasks import Task, task_of
@@ -62,6 +62,7 @@ def objective_of(model: Any, heads: Sequence[Head], labels: Any, *, loss: Any, l
         DataError: when labels and heads don't fit, or fit in more than one way.
     """
     if loss is not None:
+        _check_value(loss, heads, labels)
         return Objective(loss, loss_weights, _given_or_default(metrics, labels), "given in the plan")
     if getattr(model, "compiled", False) and getattr(model, "loss", None) is not None and not _is_inferred(model.loss):
         weights = loss_weights if loss_weights is not None else getattr(model, "loss_weights", None)
@@ -78,6 +79,27 @@ def objective_of(model: Any, heads: Sequence[Head], labels: Any, *, loss: Any, l
         metrics=metrics if metrics is not None else _like(labels, chosen),
         reason=f"follows from head and labels ({words})",
     )
+
+
+def _check_value(loss: Any, heads: Sequence[Head], labels: Any) -> None:
+    """Asks a loss of Keras's for its value on some labels: one that doesn't fit is told before anything has changed."""
+    of_keras = isinstance(loss, str) or type(loss).__module__.startswith("keras.")
+    if not of_keras or len(heads) != 1 or not hasattr(labels, "shape") or not len(labels):
+        return
+    shape = [size for size in heads[0].shape if size is not None]
+    if len(shape) < len(heads[0].shape):
+        return
+    rows = max(shape, default=0) + 1  # another number than any axis has, so that none is taken for it
+    y = np.asarray(labels)[np.arange(rows) % len(labels)]
+    try:
+        keras.losses.get(loss)(y, np.full((rows, *shape), 0.5, keras.config.floatx()))
+    except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+        fitting = _tasks(heads, labels).values()
+        raise DataError(
+            f"Training with the loss {loss if isinstance(loss, str) else type(loss).__name__!r}.",
+            found=f"labels of shape {('n', *y.shape[1:])} and outputs of shape {('n', *heads[0].shape)}, which it can't compare",
+            fix="leave .loss() out of the plan for " + " or ".join(task.loss for task in fitting),
+        ) from error
 
 
 def _is_inferred(loss: Any) -> bool:

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-from transferkit._keras import keras
+from transferkit._keras import keras, tf
 from transferkit._objects import KerasObject
 from transferkit._plan import steps_named
 from transferkit._table import Table
@@ -386,6 +386,14 @@ class FineTuner(TuningSteps):
                 f"Training for {epochs} epochs.",
                 found="a generator that can be gone over once, and no steps_per_epoch",
                 fix="give a list of batches, a tf.data.Dataset, or a generator without an end and steps_per_epoch=…",
+            )
+
+        endless = isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.INFINITE_CARDINALITY
+        if steps_per_epoch is None and endless:
+            raise DataError(
+                f"Training for {epochs} epochs.",
+                found="a data set without an end, and no steps_per_epoch",
+                fix="say how many batches an epoch has, steps_per_epoch=…, or leave .repeat() out of the data set",
             )
 
     def _monitors(self) -> list[tuple[str, str]]:
