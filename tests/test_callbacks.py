@@ -70,7 +70,8 @@ def test_tensorboard_has_one_axis_of_steps_over_all_phases(tmp_path: Path) -> No
         for tag in events.Tags()["tensors"]:
             read[f"{part}/{tag}"] = [
                 (event.step, float(np.frombuffer(event.tensor_proto.tensor_content, "float32")[0]))
-                for event in events.Tensors(tag)
+                # Files are read in the order of their names, in which the tenth of a process comes before its ninth.
+                for event in sorted(events.Tensors(tag), key=lambda event: event.wall_time)
             ]
     steps = [3, 6, 9, 12, 15]
     assert [step for step, _ in read["train/loss"]] == steps

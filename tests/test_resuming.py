@@ -22,6 +22,14 @@ from transferkit.errors import PlanError, StorageError, TrainingInterruptedError
 ROWS, SIZE, CLASSES, BATCH = 44, 6, 3, 8
 
 
+@pytest.fixture(autouse=True)
+def _interrupts_arrive() -> Iterator[None]:
+    """A job that a shell runs in the background starts with SIGINT ignored, and Python leaves it so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Stop(BaseException):
     """What stands for the end of the process."""
 

@@ -162,7 +162,8 @@ def test_a_directory_is_held_by_one_run_of_a_process(tmp_path: Path) -> None:
 
 
 def test_a_forked_child_does_not_hold_what_its_parent_held(tmp_path: Path) -> None:
-    forks = "with lock(sys.argv[1]):\n    if os.fork() == 0: sys.stdin.read(); os._exit(0)"
+    child = "if os.fork() == 0: os.write(w, b'.'); sys.stdin.read(); os._exit(0)"
+    forks = f"with lock(sys.argv[1]):\n    r, w = os.pipe()\n    {child}\n    os.read(r, 1)"  # the child has let go by then
     with holder(tmp_path, code=forks) as process:
         os.kill(process.pid, 9)
         process.wait()
