@@ -6,6 +6,7 @@ Imports NumPy and the floors below, and knows nothing of Keras.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -120,7 +121,8 @@ class CheckpointFolder:
         with atomic_path(target) as temporary:
             write_flat("safetensors", temporary, named, {"format": "transferkit"}, f"Writing {str(target)!r}.")
         for old in self._numbers()[: -self._keep]:
-            self._file(old).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # one that can't be removed does no harm, and is tried again with the next
+                self._file(old).unlink()
         self.seconds = time.thread_time() - begun
 
     def settle(self, *, strict: bool = False) -> None:
