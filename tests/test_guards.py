@@ -153,7 +153,7 @@ def test_what_isnt_finite_stops_the_run_at_the_last_good_state(place: str, tmp_p
 @pytest.mark.slow
 def test_the_same_without_onednn() -> None:
     environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"}
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", "", __file__, "-k", "isnt_finite"]
+    command = [sys.executable, "-m", "pytest", "-v", "-n", "0", "-p", "no:cacheprovider", "-m", "", __file__, "-k", "isnt_finite"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert f"{len(PLACES)} passed" in done.stdout
