@@ -379,7 +379,7 @@ class FineTuner(TuningSteps):
         return run
 
     def _check_passes(self, data: Any, steps_per_epoch: int | None) -> None:
-        """Raises a DataError for data that can be gone over once only, where the plan goes over it more often."""
+        """Raises a DataError for data that can't be gone over as often as the plan does: once only, or never to an end."""
         epochs = sum(phase.epochs for phase in self.phases())
         if hasattr(data, "__next__") and steps_per_epoch is None and epochs > 1:
             raise DataError(
@@ -387,7 +387,6 @@ class FineTuner(TuningSteps):
                 found="a generator that can be gone over once, and no steps_per_epoch",
                 fix="give a list of batches, a tf.data.Dataset, or a generator without an end and steps_per_epoch=…",
             )
-
         endless = isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.INFINITE_CARDINALITY
         if steps_per_epoch is None and endless:
             raise DataError(
