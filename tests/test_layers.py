@@ -22,7 +22,7 @@ PACKAGE = ROOT / "transferkit"
 FLOORS: dict[int, tuple[str, ...]] = {
     1: ("errors", "_table"),
     2: ("_plan", "storage", "_keras", "_objects"),
-    3: ("weights", "data", "images", "image_headers", "placement", "tasks"),
+    3: ("weights", "data", "images", "image_headers", "cluster", "meeting", "placement", "tasks"),
     4: ("building", "evaluation"),
     5: ("tuning",),
     6: ("recipe",),
@@ -37,6 +37,8 @@ PURE: tuple[str, ...] = (
     "_plan",
     "storage",
     "image_headers",
+    "cluster",
+    "meeting",
     "tasks",
     "weights.readers",
     "weights.mapping",
