@@ -26,7 +26,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     4: ("building", "evaluation"),
     5: ("tuning",),
     6: ("recipe",),
-    7: ("selection", "bundle", "doctor"),
+    7: ("selection", "launching", "bundle", "doctor"),
     8: ("commands", "demo", "__main__", "__init__"),
 }
 
@@ -38,6 +38,7 @@ PURE: tuple[str, ...] = (
     "storage",
     "image_headers",
     "cluster",
+    "launching",
     "meeting",
     "tasks",
     "weights.readers",

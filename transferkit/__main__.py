@@ -6,17 +6,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from transferkit.commands import add_convert, add_inspect, add_match
+from transferkit.commands import add_convert, add_inspect, add_launch, add_match
 from transferkit.errors import TransferKitError
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one subcommand and gives its exit code: 0 done, 1 something was found wrong, 2 the call or the file is bad."""
+    """Runs one subcommand and gives its exit code: 0 done, 1 something was found wrong, 2 the call or the file is bad.
+
+    `launch` gives that of the workers.
+    """
     parser = argparse.ArgumentParser(prog="python -m transferkit", description="Transfer learning on tf.keras.")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_inspect, add_match, add_convert):
+    for add in (add_inspect, add_match, add_convert, add_launch):
         add(subcommands)
     chosen = parser.parse_args(arguments)
     try:

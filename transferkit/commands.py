@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
 
 import transferkit
 from transferkit.errors import PlanError
+from transferkit.launching import launch
 from transferkit.weights.inspection import inspect_weights
 
-__all__ = ["add_convert", "add_inspect", "add_match"]
+__all__ = ["add_convert", "add_inspect", "add_launch", "add_match"]
 
 
 def add_inspect(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -89,6 +91,50 @@ def _convert(arguments: argparse.Namespace) -> int:
     written = writing.convert_weights(arguments.source, arguments.target, sha256=arguments.sha256, progress=_progress())
     print(written)
     return 0
+
+
+def add_launch(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds `launch --workers N SCRIPT …`, which runs a script as several workers of this machine."""
+    parser = subcommands.add_parser(
+        "launch",
+        help="run a training script as several workers of this machine",
+        usage="python -m transferkit launch --workers N [options] script.py …",
+        description="Runs a script as several workers of this machine, which find each other by TF_CONFIG. Shows what worker 0 "
+        "prints; the first that fails stops all. The exit code is 0, or that of the worker that failed (128 + the signal that "
+        "killed it, 124 when all hung).",
+    )
+    parser.add_argument("--workers", type=int, required=True, metavar="N", help="how many processes")
+    parser.add_argument("--restarts", type=int, default=0, metavar="K", help="start all anew so often when one is lost")
+    parser.add_argument("--log-dir", metavar="DIR", help="where worker-0.log … go; a temporary folder unless given")
+    parser.add_argument(
+        "--threads", type=int, metavar="T", help="threads for computing in each worker; the processors' number / N unless given"
+    )
+    parser.add_argument(
+        "--grace", type=float, default=30.0, metavar="S", help="seconds from Ctrl-C or SIGTERM until workers are killed (30)"
+    )
+    parser.add_argument(
+        "--timeout", type=float, metavar="S", help="take the workers for hung when none writes for so many seconds"
+    )
+    parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is the name of a module")
+    parser.add_argument("script", metavar="SCRIPT", help="the script, which takes all that follows")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="the script's arguments")
+    parser.set_defaults(run=_launch)
+
+
+def _launch(arguments: argparse.Namespace) -> int:
+    if not arguments.module and not os.path.isfile(arguments.script):
+        raise PlanError("Launching a script.", found=f"no file {arguments.script!r}", fix="give its path after the options")
+    launched = launch(
+        [sys.executable, *(["-m"] if arguments.module else []), arguments.script, *arguments.arguments],
+        workers=arguments.workers,
+        restarts=arguments.restarts,
+        log_dir=arguments.log_dir,
+        threads=arguments.threads,
+        grace=arguments.grace,
+        timeout=arguments.timeout,
+    )
+    print(launched, file=sys.stderr)
+    return launched.code
 
 
 def _progress() -> Callable[[int, int], None]:
