@@ -1,11 +1,11 @@
 """Claim: 100,000 pictures of 96×96 are trained on under a memory limit of 4 GiB, their features streamed to the disk.
 
-    python benchmarks/large_data.py result.json [--rows 100000] [--limit 4]
+    python benchmarks/large_data.py result.json [--rows 100000] [--limit 4] [--folder features]
 
 The pictures are made from their numbers when they are asked for; as float32 they would take 11 GB. The features, 24×24×16, take
-3.7 GB. The limit is the system's on this process's data (`RLIMIT_DATA`); what is told beside it is the most memory that was
-resident and not a mapped file. Afterwards features of 200,000 × 1,280 go to memory, and what they take beyond their own size is
-told.
+3.7 GB, in a temporary folder or in the one that is named. The limit is the system's on this process's data (`RLIMIT_DATA`); what
+is told beside it is the most memory that was resident and not a mapped file. Afterwards features of 200,000 × 1,280 go to memory,
+and what they take beyond their own size is told.
 """
 
 from __future__ import annotations
@@ -89,15 +89,17 @@ def main() -> None:
     parser.add_argument("result")
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--limit", type=float, default=4.0)
+    parser.add_argument("--folder")
     given = parser.parse_args()
     import resource
 
     resource.setrlimit(resource.RLIMIT_DATA, (int(given.limit * 2**30),) * 2)
-    model = convolutional()
+    model, data = convolutional(), pictures(given.rows)
     plan = tk.FineTuner().phase("top", train=tk.Layers.head() | tk.Layers.named("top"), epochs=2, learning_rate=1e-2)
+    plan = plan.metrics("accuracy").cache(given.folder or True)
     with watched() as most:
         begun = time.perf_counter()
-        run = plan.metrics("accuracy").cache(True).fit(model, pictures(given.rows), batch_size=256, seed=0, verbose=0)
+        run = plan.fit(model, data, batch_size=256, seed=0, verbose=0)
         seconds = time.perf_counter() - begun
     print(f"{given.rows:,} pictures under {given.limit:g} GiB: {seconds:.0f} s, at most {most[0] / 2**30:.2f} GiB resident")
     print(f"  {run.phases[0].frozen}; accuracy {run.history['accuracy'][-1]:.3f}")
@@ -112,7 +114,8 @@ def main() -> None:
     print(f"{made.nbytes / 2**20:,.0f} MiB of features in {made.where}: {beyond:+.1%} of memory beyond their own size")
     machine = {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__}
     machine |= {"machine": platform.machine(), "cores": os.cpu_count() or 0, "load": list(os.getloadavg())}
-    content = {"rows": given.rows, "seconds": seconds, "resident": most[0], "beyond": beyond, "machine": machine}
+    content = {"rows": given.rows, "folder": bool(given.folder), "seconds": seconds, "resident": most[0], "beyond": beyond}
+    content |= {"machine": machine}
     Path(given.result).write_text(json.dumps(content, indent=1))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,11 @@ from transferkit.errors import PlanError
 from transferkit.tuning.epoch import same_kernels
 
 ROWS = 70
+
+
+def _warned(text: str) -> Any:
+    """Expects the warning that ends so."""
+    return pytest.warns(UserWarning, match=f"{re.escape(text)}$")
 
 
 def _problem(seed: int = 0) -> tuple[Any, Any]:
@@ -194,7 +201,9 @@ def test_data_in_batches_is_cached_when_the_plan_says_so() -> None:
     ],
 )
 def test_a_phase_in_full_says_why(plan: tk.FineTuner, why: str) -> None:
-    run = plan.fit(_started("residual"), _problem(), seed=0, verbose=0)
+    asked = ".cache(True)" in repr(plan)
+    with _warned(f"{why}. The plan's .cache(True) can't be followed in it.") if asked else contextlib.nullcontext():
+        run = plan.fit(_started("residual"), _problem(), seed=0, verbose=0)
     assert run.phases[0].frozen == why
     assert f"{why}." in str(run)
 
@@ -234,12 +243,24 @@ def _augmented() -> Any:
 
 def test_augmentation_before_the_frozen_part_is_said_and_views_are_offered() -> None:
     plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=4, learning_rate=1e-2)
-    run = plan.cache(True).fit(_augmented(), _problem(), seed=0, verbose=0)
-    assert run.phases[0].frozen == (
-        "computed in full: every way from the inputs starts with a layer that isn't constant (flip: it is random in training)"
+    why = (
+        "every way from the inputs starts with a layer that isn't constant (flip: it is random in training)"
         "; .cache(True, views=4) computes four versions of each row once"
     )
     model = _augmented()
+    said = str(plan.cache(True).describe(model))
+    assert said.endswith(f"Every layer is computed in every epoch, though the plan says .cache(True): {why}.")
+    before: list[Any] = []
+
+    class Begun(keras.callbacks.Callback):
+        def on_train_begin(self, logs: Any = None) -> None:
+            del logs
+            before.extend(warning for warning in told if "can't be followed" in str(warning.message))
+
+    with _warned(f"Phase 'head' is computed in full: {why}. The plan's .cache(True) can't be followed in it.") as told:
+        run = plan.cache(True).fit(_augmented(), _problem(), seed=0, verbose=0, callbacks=[Begun()])
+    assert run.phases[0].frozen == f"computed in full: {why}"
+    assert [warning.filename for warning in before] == [__file__]
     plan = plan.cache(True, views=2)
     said = str(plan.describe(model))
     assert "can be computed once, up to pool: 24 bytes a row. For training in 2 views; the run says how far" in said

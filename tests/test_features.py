@@ -23,6 +23,7 @@ from transferkit.tuning.cache_settings import CacheSettings
 from transferkit.tuning.feature_store import FeatureStore
 from transferkit.tuning.features import Features, compute
 from transferkit.tuning.fingerprints import fingerprint
+from transferkit.tuning.snapshots import as_array
 
 
 def _model(width: int = 5) -> Any:
@@ -61,6 +62,15 @@ def test_tensors_share_the_memory() -> None:
     (tensor,) = made.tensors()
     made.arrays[0][3, 2] = 123.0
     assert tensor[3, 2] == 123.0
+
+
+def test_tensors_share_the_mapping_of_a_kept_folder_which_nobody_can_write_to(tmp_path: Path) -> None:
+    made = compute(split(_model()).prefix, _rows(40), folder=tmp_path)
+    (tensor,) = made.tensors()
+    assert as_array(tensor).ctypes.data == made.arrays[0].ctypes.data
+    assert np.array_equal(tensor, made.arrays[0])
+    with pytest.raises(ValueError, match="read-only"):
+        made.arrays[0][3, 2] = 123.0
 
 
 @pytest.mark.parametrize("kind", ["dataset", "sequence"])
@@ -308,23 +318,58 @@ def test_views_take_turns() -> None:
     assert made.index(np.array([2, 0, 1]), epoch=3).tolist() == [5, 3, 4]
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a limit on memory that holds")
-def test_features_of_one_run_count_against_no_limit_on_memory(tmp_path: Path) -> None:
-    code = f"""
+def _within(limit: str, used: str, code: str) -> None:
+    """Runs code in a process that may use 16 MiB more than it does."""
+    begun = f"""
         import resource
         import numpy as np
+        from transferkit.errors import StorageError
         from transferkit.tuning.feature_store import FeatureStore
-        store = FeatureStore({str(tmp_path)!r}, durable=False)
-        used = next(line for line in open("/proc/self/status") if line.startswith("VmData"))
-        resource.setrlimit(resource.RLIMIT_DATA, ((int(used.split()[1]) << 10) + (16 << 20),) * 2)
+        used = next(line for line in open("/proc/self/status") if line.startswith("{used}"))
+        resource.setrlimit(resource.{limit}, ((int(used.split()[1]) << 10) + (16 << 20),) * 2)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(begun) + textwrap.dedent(code)]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": os.getcwd()}, check=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a limit on memory that holds")
+def test_features_on_disk_count_against_no_limit_on_data(tmp_path: Path) -> None:
+    code = f"""
+        store = FeatureStore({str(tmp_path)!r})
         with store.writer(1) as writer:
             for _ in range(64):
                 writer.append([np.ones(1 << 20, "uint8")])
             kept = store.keep(writer, "run").files[0]
-        assert kept.flags.writeable and len(kept) == 64 << 20 and kept.all()
+        found = store.open("run").files[0]
+        assert len(kept) == len(found) == 64 << 20 and kept.all() and found.all()
     """
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": os.getcwd()}, check=True)
+    _within("RLIMIT_DATA", "VmData", code)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a limit on memory that holds")
+def test_features_there_is_no_room_for_stay_where_they_are(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path)
+    with store.writer(1) as writer:
+        for _ in range(64):
+            writer.append([np.ones(1 << 20, "uint8")])
+        store.keep(writer, "run")
+    code = f"""
+        try:
+            FeatureStore({str(tmp_path)!r}).open("run")
+        except StorageError as error:
+            assert str(error) == (
+                "Reading features from {str(tmp_path)!r}.\\n"
+                "  found: no room to map a file of 67,108,864 bytes; the features are kept and whole\\n"
+                "  likely cause: a limit on what the process may address (ulimit -v, RLIMIT_AS)\\n"
+                '  to fix it: raise the limit, or keep features smaller: .cache("folder", dtype="float16")'
+            ), str(error)
+        else:
+            raise AssertionError("it was read")
+    """
+    _within("RLIMIT_AS", "VmSize", code)
+    entry = store.open("run")
+    assert entry is not None
+    assert entry.files[0].all()
 
 
 @pytest.mark.slow

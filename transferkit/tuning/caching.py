@@ -10,6 +10,7 @@ import hashlib
 import math
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from transferkit.tuning.phases import PhasePlan
 from transferkit.tuning.sharing import features_of, in_use, is_shared
 from transferkit.tuning.snapshots import Reader
 
-__all__ = ["Cache", "CachedPhase", "planned_split"]
+__all__ = ["Cache", "CachedPhase", "obstacle", "planned_split"]
 
 #: How augmentation and the cache go together.
 _OFFER = "; .cache(True, views=4) computes four versions of each row once"
@@ -55,6 +56,16 @@ def planned_split(model: Any, plan: PhasePlan, *, views: bool = False) -> Split:
     """The split of the model in a phase that isn't in effect yet; changes nothing."""
     frozen = [row.layer for row in plan.layers if row.silenced or (row.parameters and not row.trained)]
     return split(model, frozen=frozen, inference=not plan.dropout_on, views=views)
+
+
+def obstacle(made: Split) -> str:
+    """Why nothing of the model can be computed once; empty when something can."""
+    if not made:
+        return made.reason + (_OFFER if any(why == RANDOM for _, why in made.blocked) else "")
+    if any(layer.weights for layer in made.prefix.layers):
+        return ""
+    name, why = made.blocked[0]
+    return f"nothing with weights lies before {name}, for {why}{_OFFER if why == RANDOM else ''}"
 
 
 @dataclass(frozen=True)
@@ -161,13 +172,15 @@ class Cache:
         """
         if decided is not None and not decided[0]:
             return None, decided[1]
+        if self._wanted is False:
+            return None, "computed in full, as the plan says"
         why = self._excluded(plan)
         if why:
-            return None, why + self._left_out()
+            return None, self._in_full(plan, why)
         made = split(model, sample=self._sample(), inference=not plan.dropout_on, views=self._settings.views > 1)
         why = self._not_worth_it(made, plan.phase.epochs) if decided is None else ""
         if why:
-            return None, why + self._left_out()
+            return None, self._in_full(plan, why)
         made.suffix.compile(
             optimizer=model.optimizer,
             loss=loss,
@@ -240,6 +253,16 @@ class Cache:
         some = Features(arrays, labels[0], weight, rows, 1, "", False, 0.0, scales=(None,) * len(arrays))
         return rows_of_features(some, class_weight=self._class_weight if data is self._data else None)
 
+    def _in_full(self, plan: PhasePlan, why: str) -> str:
+        """Words for a phase in full; a warning beside them where the plan asked for the other."""
+        words = f"computed in full: {why}{self._left_out()}"
+        if self._wanted and not plan.phase.train.is_everything:
+            warnings.warn(
+                f"Phase {plan.phase.name!r} is {words}. The plan's .cache({self._settings.cache!r}) can't be followed in it.",
+                stacklevel=6,
+            )
+        return words
+
     def _left_out(self) -> str:
         """What of the plan has no effect on a phase in full."""
         names = [name for name in ("views", "noise") if self._settings.unusual()[name] is not None]
@@ -251,48 +274,42 @@ class Cache:
 
     def _excluded(self, plan: PhasePlan) -> str:
         """What speaks against it before the model is looked at."""
-        if self._wanted is False:
-            return "computed in full, as the plan says"
         if plan.phase.train.is_everything:
-            return "computed in full: every layer trains"
+            return "every layer trains"
         if self._mixes:
-            return "computed in full: the inputs of each batch are mixed, which features of single rows can't be"
+            return "the inputs of each batch are mixed, which features of single rows can't be"
         if self._steps is not None:
-            return "computed in full: steps_per_epoch cuts the data into epochs of its own"
+            return "steps_per_epoch cuts the data into epochs of its own"
         if tf.distribute.has_strategy() and tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            return "computed in full: the batches are shared among several replicas"
+            return "the batches are shared among several replicas"
         why = repeats(self._data)
         if why:
-            return f"computed in full: {why}"
+            return why
         if self._wanted is None and not (is_arrays(self._data) or isinstance(self._data, Data)):
             # Its batches and their order are the user's; features of single rows would come in the library's.
-            return "computed in full: the data comes in batches of its own; .cache(True) takes its rows one by one"
+            return "the data comes in batches of its own; .cache(True) takes its rows one by one"
         return ""
 
     def _not_worth_it(self, made: Split, epochs: int) -> str:
-        if not made:
-            offer = _OFFER if any(why == RANDOM for _, why in made.blocked) else ""
-            return f"computed in full: {made.reason}{offer}"
-        if not any(layer.weights for layer in made.prefix.layers):
-            name, why = made.blocked[0]
-            offer = _OFFER if why == RANDOM else ""
-            return f"computed in full: nothing with weights lies before {name}, for {why}{offer}"
+        why = obstacle(made)
+        if why:
+            return why
         if self._wanted or is_shared(made.prefix, self._data, settings=self._settings, seed=self._seed):
             return ""
         if epochs < 2:
-            return "computed in full: one epoch computes everything once anyway"
+            return "one epoch computes everything once anyway"
         rows = len(self._data) if isinstance(self._data, Data) else row_count(self._data)
         steps = math.ceil(rows / self._batch_size)
         gain = epochs * steps * _STEP_SECONDS - _OVERHEAD_SECONDS
         saved = (epochs - 1) * rows * _flops(made)
         reading = made.nbytes * _SECONDS_PER_BYTE
         if saved / _FLOPS + gain < 0:
-            return "computed in full: so few rows and layers that computing them once saves nothing"
+            return "so few rows and layers that computing them once saves nothing"
         if saved / _MOST_FLOPS > epochs * rows * reading - gain:
             return ""  # however fast the machine
         seconds = self._timed(made)
         if (epochs - 1) * rows * seconds - epochs * rows * reading + gain < 0:
-            return f"computed in full: reading {made.nbytes:,} bytes a row costs more than computing them"
+            return f"reading {made.nbytes:,} bytes a row costs more than computing them"
         return ""
 
     def _timed(self, made: Split) -> float:

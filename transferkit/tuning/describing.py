@@ -11,6 +11,7 @@ from typing import Any
 from transferkit._table import Table, Tabular
 from transferkit.building.frontier import Split
 from transferkit.tuning.cache_settings import CacheSettings
+from transferkit.tuning.caching import obstacle
 from transferkit.tuning.costs import PhaseCost, count_of
 from transferkit.tuning.optimizers import decays
 from transferkit.tuning.phases import PhasePlan, ResolvedLayer
@@ -82,7 +83,10 @@ class PhaseDescription(Tabular):
         made = self.split
         if made is None:
             return "Every layer is computed in every epoch, as the plan says."
-        if not made or not any(layer.weights for layer in made.prefix.layers):
+        why = obstacle(made)
+        if why and self.cache.wanted and not self.plan.phase.train.is_everything:
+            return f"Every layer is computed in every epoch, though the plan says .cache({self.cache.cache!r}): {why}."
+        if why:
             return "Every layer is computed in every epoch."
         places = " and ".join(item.name for item in made.boundary)
         said = f"{len(made.cached)} layers can be computed once, up to {places}: {made.nbytes:,} bytes a row."

@@ -8,6 +8,7 @@ where the system has it; without it they do the work twice and the first to rena
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -38,7 +39,7 @@ class Entry:
 
     Args:
         path: Its directory.
-        files: The content of each of its arrays as bytes, mapped from the disk; writes to them stay in memory if it is durable.
+        files: The content of each of its arrays as bytes, mapped from the disk, to be read only.
         metadata: What was written with it.
     """
 
@@ -148,7 +149,9 @@ class FeatureStore:
         if not path.is_dir():
             return None
         try:
-            return _verified(path, private=self.durable)
+            return _verified(path)
+        except _NoRoomError:
+            raise
         except (OSError, ValueError, KeyError, TypeError):
             _remove(path)
             return None
@@ -175,7 +178,7 @@ class FeatureStore:
                     return found
                 os.rename(writer.folder, path)
             flush_directory(self.folder)
-            return _mapped(path, json.loads((path / "manifest.json").read_bytes()), private=self.durable)
+            return _mapped(path, json.loads((path / "manifest.json").read_bytes()))
 
 
 def _asked(folder: Path) -> str:
@@ -186,6 +189,8 @@ def _asked(folder: Path) -> str:
 def _told(folder: Path) -> Iterator[None]:
     try:
         yield
+    except StorageError:
+        raise
     except OSError as error:
         raise StorageError(
             _asked(folder),
@@ -200,7 +205,7 @@ def _remove(path: Path) -> None:
         os.rename(path, away / path.name)
 
 
-def _verified(path: Path, *, private: bool) -> Entry:
+def _verified(path: Path) -> Entry:
     manifest = json.loads((path / "manifest.json").read_bytes())
     if manifest["format"] != FORMAT:
         raise ValueError("another format")
@@ -212,17 +217,27 @@ def _verified(path: Path, *, private: bool) -> Entry:
                 size += len(piece)
         if size != wanted["bytes"] or digest.hexdigest() != wanted["sha256"]:
             raise ValueError("damaged")
-    return _mapped(path, manifest, private=private)
+    return _mapped(path, manifest)
 
 
-def _mapped(path: Path, manifest: Mapping[str, Any], *, private: bool) -> Entry:
-    # The mapping must count as writable, which sharing it with TensorFlow takes. Copied on write, the file stays as it is; but
-    # the system counts that in full against a limit on the process's memory, so what lasts for one run only is mapped as it is.
-    mode: Any = "c" if private else "r+"
+def _mapped(path: Path, manifest: Mapping[str, Any]) -> Entry:
+    # Mapped to be read only: the files stay as they are, and a limit on the process's data (RLIMIT_DATA) doesn't count them.
     files: list[np.ndarray[Any, Any]] = []
     for index, wanted in enumerate(manifest["files"]):
-        if wanted["bytes"]:
-            files.append(np.memmap(path / f"{index}.bin", np.uint8, mode, shape=(wanted["bytes"],)))
-        else:
-            files.append(np.empty(0, np.uint8))
+        try:
+            size = wanted["bytes"]
+            files.append(np.memmap(path / f"{index}.bin", np.uint8, "r", shape=(size,)) if size else np.empty(0, np.uint8))
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            raise _NoRoomError(
+                f"Reading features from {str(path.parent)!r}.",
+                found=f"no room to map a file of {size:,} bytes; the features are kept and whole",
+                cause="a limit on what the process may address (ulimit -v, RLIMIT_AS)",
+                fix='raise the limit, or keep features smaller: .cache("folder", dtype="float16")',
+            ) from error
     return Entry(path, tuple(files), manifest["metadata"])
+
+
+class _NoRoomError(StorageError):
+    """There is no room in the process for what is whole on the disk."""

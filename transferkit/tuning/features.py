@@ -295,11 +295,19 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> Any:
     return np.frombuffer(mmap.mmap(-1, max(nbytes, 1)), dtype, count=math.prod(shape)).reshape(shape)
 
 
+class _Lent:
+    """An array that may only be read, as one that may be written: TensorFlow takes no other, though it writes to no tensor."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array  # what it maps stays mapped
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+
+
 def _as_tensor(array: Any) -> Any:
-    plain = array.dtype.kind in "fiu" and array.flags.writeable and array.size and array.ctypes.data % 64 == 0
-    if plain:
+    if array.dtype.kind in "fiu" and array.size and array.ctypes.data % 64 == 0:
         with contextlib.suppress(TypeError, BufferError, RuntimeError):
-            return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+            lent = array if array.flags.writeable else np.asarray(_Lent(array))
+            return tf.experimental.dlpack.from_dlpack(lent.__dlpack__())
     if array.dtype.name == "bfloat16" and array.size:
         return tf.bitcast(_as_tensor(array.view(np.uint16)), tf.bfloat16)
     return tf.convert_to_tensor(array)
