@@ -18,10 +18,12 @@ from transferkit.building.graph import Call, Graph, Spec
 from transferkit.building.graph_model import AttachMask, ReadMask, as_declared, flat_inputs, run_call
 from transferkit.building.pca import PCA
 
-__all__ = ["RANDOM", "Constancy", "ancestors", "readers_of", "trial_rows", "weights_of"]
+__all__ = ["RANDOM", "TRAINS", "Constancy", "ancestors", "readers_of", "trial_rows", "weights_of"]
 
 #: Why a call that is random in training isn't constant.
 RANDOM = "it is random in training"
+#: Why a call whose weights the phase trains isn't constant.
+TRAINS = "it trains"
 #: How many bytes a value takes where the dtype's name doesn't say it.
 _BYTES = {"bool": 1, "bfloat16": 2, "string": 32}
 #: Rows of the trial batch. Three, so that another order of them is no mere reversal; more would only cost time.
@@ -87,7 +89,7 @@ class Constancy:
         try:
             for index, call in enumerate(self.graph.calls):
                 if self.trains(call):
-                    self.own[index] = "it trains"
+                    self.own[index] = TRAINS
                 elif isinstance(call.operation, PCA):
                     self.own[index] = "it learns from each run's own rows, and what comes before it is the same for all runs"
                 elif known.issuperset(call.inputs):

@@ -141,6 +141,23 @@ def _key(leaf: Any) -> bool:
     return isinstance(leaf, keras.KerasTensor)
 
 
+def _known_spec(operation: Any, leaves: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the operation gave when the model was made, where it was given the like; working it out anew costs a trace."""
+    plain = len(tf.nest.flatten(args)) == len(leaves) and not (kwargs.keys() - {"training"})
+    if not plain or isinstance(operation, keras.Model):
+        return None
+    try:
+        before, spec = tf.nest.flatten(operation.input), operation.output
+    except (AttributeError, ValueError):
+        return None
+    if [(leaf.shape, leaf.dtype) for leaf in leaves] != [(leaf.shape, leaf.dtype) for leaf in before]:
+        return None
+    if any(getattr(leaf, name, False) for leaf in tf.nest.flatten(spec) for name in ("sparse", "ragged")):
+        return None
+    # New ones: a tensor remembers the call it came from, and those of the model are the model's.
+    return tf.nest.map_structure(lambda leaf: keras.KerasTensor(leaf.shape, leaf.dtype), spec)
+
+
 class _Tracer:
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -162,7 +179,9 @@ class _Tracer:
 
         def on_call(operation: Any, *args: Any, **kwargs: Any) -> Any:
             leaves = [leaf for leaf in tf.nest.flatten((args, kwargs)) if _key(leaf)]
-            spec = operation.compute_output_spec(*args, **kwargs)
+            spec = _known_spec(operation, leaves, args, kwargs)
+            if spec is None:
+                spec = operation.compute_output_spec(*args, **kwargs)
             placeholder = _Placeholder()
             placeholder.spec = spec
             outputs = placeholder(leaves)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from transferkit._keras import keras, tf
-from transferkit.building.constancy import RANDOM
+from transferkit.building.constancy import RANDOM, TRAINS
 from transferkit.building.frontier import Split, split
 from transferkit.building.graph_model import GraphModel
 from transferkit.data import Data, is_arrays, row_count
@@ -176,11 +176,11 @@ class Cache:
             return None, "computed in full, as the plan says"
         why = self._excluded(plan)
         if why:
-            return None, self._in_full(plan, why)
+            return None, self._in_full(plan, why, meant=plan.phase.train.is_everything)
         made = split(model, sample=self._sample(), inference=not plan.dropout_on, views=self._settings.views > 1)
         why = self._not_worth_it(made, plan.phase.epochs) if decided is None else ""
         if why:
-            return None, self._in_full(plan, why)
+            return None, self._in_full(plan, why, meant=all(reason == TRAINS for _, reason in made.blocked))
         made.suffix.compile(
             optimizer=model.optimizer,
             loss=loss,
@@ -253,10 +253,10 @@ class Cache:
         some = Features(arrays, labels[0], weight, rows, 1, "", False, 0.0, scales=(None,) * len(arrays))
         return rows_of_features(some, class_weight=self._class_weight if data is self._data else None)
 
-    def _in_full(self, plan: PhasePlan, why: str) -> str:
-        """Words for a phase in full; a warning beside them where the plan asked for the other."""
+    def _in_full(self, plan: PhasePlan, why: str, *, meant: bool) -> str:
+        """Words for a phase in full; a warning beside them where the plan asked for the other and trains less than everything."""
         words = f"computed in full: {why}{self._left_out()}"
-        if self._wanted and not plan.phase.train.is_everything:
+        if self._wanted and not meant:
             warnings.warn(
                 f"Phase {plan.phase.name!r} is {words}. The plan's .cache({self._settings.cache!r}) can't be followed in it.",
                 stacklevel=6,

@@ -343,20 +343,21 @@ class FineTuner(TuningSteps):
             checks=checks,
             watch=watch,
         )
-        watch.check(
-            fingerprint(
-                self,
-                model,
-                data=data,
-                validation=validation_data,
-                seed=seed,
-                batch_size=batch_size,
-                steps_per_epoch=steps_per_epoch,
-                validation_steps=validation_steps,
-                class_weight=weights,
-                loss=objective.reason,
+        if watch.keeps:
+            watch.check(
+                fingerprint(
+                    self,
+                    model,
+                    data=data,
+                    validation=validation_data,
+                    seed=seed,
+                    batch_size=batch_size,
+                    steps_per_epoch=steps_per_epoch,
+                    validation_steps=validation_steps,
+                    class_weight=weights,
+                    loss=objective.reason,
+                )
             )
-        )
         finished = watch.finished(model, plans, lambda optimizer: compile_as_given(model, job, optimizer), self.make_optimizer())
         if finished is not None:
             return finished
