@@ -252,6 +252,18 @@ def test_odd_pictures_are_read_as_they_are_meant(tmp_path: Path) -> None:
     near("32 bits.bmp", coded("BMP", mode="RGBA"), PIXELS, 0)
 
 
+def test_a_folder_one_level_too_high_is_an_error(tmp_path: Path) -> None:
+    for part in ("test", "train"):
+        folder(tmp_path / "photos" / part)
+    with pytest.raises(errors.DataError) as caught:
+        read(tmp_path / "photos")
+    assert str(caught.value).partition("\n")[2] == (
+        "  found: 'test', 'train', each with the same folders in it: 'cats', 'dogs'\n"
+        "  likely cause: these are parts of a data set, for training and testing say, and the classes lie one level below\n"
+        f"  to fix it: give one of the parts: {str(tmp_path / 'photos' / 'train')!r}"
+    )
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_photographs_are_turned_upright(tmp_path: Path, orientation: int) -> None:
     from PIL import ImageOps

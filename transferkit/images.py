@@ -104,6 +104,7 @@ def find_images(
         found = sorted(_files(root / name, passed_over))
         paths += found
         labels += [number] * len(found)
+    _refuse_splits(asked, root, classes)
     headers, bad = _looked_at(paths, max_pixels, decode)
     _refuse_bad(asked, bad, len(paths), max_bad)
     kept = [index for index, header in enumerate(headers) if header is not None]
@@ -125,6 +126,20 @@ def find_images(
         tuple(classes),
         tuple(bad),
         tuple(_notes(files, [labels[index] for index in kept], passed_over)),
+    )
+
+
+def _refuse_splits(asked: str, root: Path, classes: Sequence[str]) -> None:
+    """Raises a DataError where every folder holds the same folders and no file: parts of a data set, and no classes."""
+    inside = [[entry for entry in (root / name).iterdir() if not entry.name.startswith(".")] for name in classes]
+    common = set.intersection(*({entry.name for entry in entries} for entries in inside))
+    if len(classes) < 2 or len(common) < 2 or any(entry.is_file() for entries in inside for entry in entries):
+        return
+    raise DataError(
+        asked,
+        found=f"{shorten(classes)}, each with the same folders in it: {shorten(sorted(common))}",
+        cause="these are parts of a data set, for training and testing say, and the classes lie one level below",
+        fix=f"give one of the parts: {str(root / classes[-1])!r}",
     )
 
 

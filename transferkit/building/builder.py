@@ -420,7 +420,7 @@ class _Line:
         return _MERGES[how](name=name or self.name(how), **options)(tensors)
 
     def _classifier(self, classes: Any, name: str) -> Any:
-        return self._head(_count(classes, "classifier", least=2), "softmax", name)
+        return self._head(_count(classes, "classifier", least=2), "softmax", name, classes)
 
     def _multi_label(self, labels: Any, name: str) -> Any:
         return self._head(_count(labels, "multi_label", least=1), "sigmoid", name)
@@ -428,8 +428,9 @@ class _Line:
     def _regression(self, units: int, name: str) -> Any:
         return self._head(units, "linear", name)
 
-    def _head(self, units: int, activation: str, name: str) -> None:
-        self._output(name, make_head(units, activation, name=name)(self.current))
+    def _head(self, units: int, activation: str, name: str, classes: Any = ()) -> None:
+        names = classes if isinstance(classes, tuple) else ()
+        self._output(name, make_head(units, activation, name=name, class_names=names)(self.current))
 
     def _output(self, name: str, tensor: Any = None) -> None:
         if name in self.outputs:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transferkit._keras import keras
-from transferkit.errors import ModelError
+from transferkit.errors import DataError, ModelError, shorten
 
-__all__ = ["Head", "head_layers", "heads_of", "leaf_layers", "make_head"]
+__all__ = ["Head", "check_class_names", "head_layers", "heads_of", "leaf_layers", "make_head"]
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,45 @@ class Head:
     shape: tuple[int | None, ...]
     activation: str
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes by unit, where the builder that made the layer was given them; else ()."""
+        return () if self.layer is None else _class_names.get(self.layer, ())
 
-def make_head(units: int, activation: str, *, name: str) -> Any:
+
+#: A plain Dense layer has no place for names; they are known as long as it lives in this process.
+_class_names: weakref.WeakKeyDictionary[Any, tuple[str, ...]] = weakref.WeakKeyDictionary()
+
+
+def make_head(units: int, activation: str, *, name: str, class_names: tuple[str, ...] = ()) -> Any:
     """A Dense layer for an output, in float32 whatever the precision policy.
 
     Under `mixed_float16` a softmax in half precision overflows (keras-team/keras#16552).
     """
-    return keras.layers.Dense(units, activation=activation, name=name, dtype="float32")
+    layer = keras.layers.Dense(units, activation=activation, name=name, dtype="float32")
+    _class_names[layer] = class_names
+    return layer
+
+
+def check_class_names(head: Head, names: Sequence[str], *, asked: str) -> None:
+    """Raises a DataError where data numbers the classes otherwise than the head does, so that a label would mean another class.
+
+    Args:
+        head: The head.
+        names: The data's classes, in the order of its labels.
+        asked: What was asked for.
+    """
+    ours = head.class_names
+    if not ours or not names or ours == tuple(names):
+        return
+    found = [f"no class {name!r} in the data" for name in ours if name not in names]
+    found += [f"no class {name!r} in the model" for name in names if name not in ours]
+    raise DataError(
+        asked,
+        found=found or f"the same classes in another order: {shorten(ours)} in the model, {shorten(names)} in the data",
+        cause=f"label 0 would stand for {names[0]!r} in the data and for {ours[0]!r} in the model",
+        fix=f"give the head the data's order, .classifier({[str(name) for name in names]!r}), or the data the model's",
+    )
 
 
 def leaf_layers(model: Any) -> Iterator[tuple[str, Any]]:

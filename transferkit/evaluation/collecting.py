@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transferkit._keras import keras, tf
-from transferkit.building.heads import heads_of
+from transferkit.building.heads import check_class_names, heads_of
 from transferkit.data import Batch, batches, is_arrays
 from transferkit.errors import DataError, EvaluationError
 from transferkit.evaluation.rows import FloatArray, Rows
@@ -42,13 +42,15 @@ class Judged:
     count: int
     shape: tuple[int | None, ...]
     activation: str
+    class_names: tuple[str, ...]
 
 
-def _judged(model: Any, output: str | None) -> Judged:
+def _judged(model: Any, output: str | None, data: Any, asked: str) -> Judged:
     """The output to be judged.
 
     Raises:
         EvaluationError: when there are several and none is named, or none of that name.
+        DataError: when the data numbers classes otherwise than the model does.
     """
     heads = heads_of(model)
     names = [head.output for head in heads]
@@ -66,7 +68,10 @@ def _judged(model: Any, output: str | None) -> Judged:
         )
     index = 0 if output is None else names.index(output)
     head = heads[index]
-    return Judged(head.output if len(names) > 1 else "", index, len(names), head.shape, head.activation)
+    class_names = getattr(data, "class_names", ())
+    check_class_names(head, class_names, asked=asked)
+    class_names = class_names or head.class_names
+    return Judged(head.output if len(names) > 1 else "", index, len(names), head.shape, head.activation, class_names)
 
 
 def _part(structure: Any, head: Judged, *, what: str) -> Any:
@@ -186,6 +191,7 @@ class Collected:
         task: The task.
         positions: Positions in a row: 1, or the product of the output's inner axes.
         keras_metrics: Values of the Keras metrics that ran beside, by name.
+        class_names: The names of the classes that the data, or else the model, has.
         losses_by_row: Whether rows have losses of their own, rather than their batch's mean.
     """
 
@@ -198,6 +204,7 @@ class Collected:
     task: Task
     positions: int
     keras_metrics: dict[str, float]
+    class_names: tuple[str, ...] = ()
     losses_by_row: bool = True
 
 
@@ -226,7 +233,7 @@ def collect(
         EvaluationError: when predictions and labels don't fit together.
         DataError: when the data is empty, has no labels, or inputs that aren't finite.
     """
-    head = _judged(model, output)
+    head = _judged(model, output, data, asked)
     compiled = _part(getattr(model, "loss", None), head, what="losses")
     state = _Pass(model, head, compiled, want_loss, asked)
     for metric in metrics:
@@ -396,6 +403,7 @@ class _Pass:
             task=task,
             positions=positions,
             keras_metrics={metric.name: float(np.asarray(metric.result())) for metric in metrics},
+            class_names=self.head.class_names,
             losses_by_row=self.by_row,
         )
 

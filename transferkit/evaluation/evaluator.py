@@ -140,7 +140,7 @@ class Evaluator(Plan):
             data: Whatever `fit` takes, with labels: `(x, y)`, `(x, y, sample_weight)`, a `tf.data.Dataset`, a `PyDataset` …
             batch_size: Rows at a time where `data` is arrays.
             output: Which output, for a model of several.
-            classes: A name for each class; the data's own `class_names` where it has them.
+            classes: A name for each class; those of the data, or else of the builder that made the head, where one is known.
             groups: One group a row (n,), such as the patient: rows of a group are resampled together.
             metrics: Keras metrics, custom ones too, that see every batch beside the plan's own; they have no interval.
 
@@ -169,7 +169,7 @@ class Evaluator(Plan):
             want_loss=not names or "loss" in names,
             asked=asked,
         )
-        known = classes if classes is not None else getattr(data, "class_names", None) or None
+        known = classes if classes is not None else collected.class_names or None
         rows = self._rows(collected, known, groups, asked=asked)
         names = names or _defaults(rows)
         uncertainty = self._uncertainty()
