@@ -255,6 +255,36 @@ def test_classes_that_mean_something_else_in_the_validation_data() -> None:
     assert "  found: the same classes in another order\n" in fitted(ours, validation_data=turned)
 
 
+def test_classes_that_the_model_numbers_otherwise() -> None:
+    x, y = rows(12)
+    model = tk.ModelBuilder(x.shape[1:]).flatten().classifier(["bee", "ant", "cat"]).build(seed=0)
+    data = tk.Data.arrays(x, y, class_names=["ant", "bee", "cat"])
+    before = model.get_weights()
+    with pytest.raises(errors.DataError) as training:
+        tk.FineTuner().fit(model, data, seed=0, verbose=0)
+    with pytest.raises(errors.DataError) as testing:
+        tk.Evaluator("accuracy").run(model, data)
+    for caught in (training, testing):
+        assert str(caught.value).partition("\n")[2] == (
+            "  found: the same classes in another order: 'bee', 'ant', 'cat' in the model, 'ant', 'bee', 'cat' in the data\n"
+            "  likely cause: label 0 would stand for 'ant' in the data and for 'bee' in the model\n"
+            "  to fix it: give the head the data's order, .classifier(['ant', 'bee', 'cat']), or the data the model's"
+        )
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+    assert tk.Evaluator("accuracy").run(model, (x, y)).scored.rows.classes == ("bee", "ant", "cat")
+
+
+def test_pixels_that_were_divided_twice_are_said() -> None:
+    y = np.arange(12) % 3
+    pixels = np.random.default_rng(0).uniform(0, 255, (12, 8, 8, 3)).astype("float32")
+    model = tk.ModelBuilder((8, 8, 3)).layer(keras.layers.Rescaling(1 / 127.5, offset=-1.0)).flatten().classifier(3).build(seed=0)
+    plan = tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=1)
+    with pytest.warns(UserWarning, match=r"The pixels go from 0\.0.* to 0\.9.*'.*' makes nearly one grey"):
+        run = plan.fit(model, (pixels / 255, y), seed=0, verbose=0)
+    assert any("nearly one grey" in note for note in run.notes)
+    assert not any("nearly one grey" in note for note in plan.fit(model, (pixels, y), seed=0, verbose=0).notes)
+
+
 def test_classes_without_a_row_or_a_name() -> None:
     x, y = rows(12)
     with pytest.warns(UserWarning, match="No row is of the class 'dog': a model can't learn it from these"):

@@ -281,12 +281,55 @@ def test_what_differs_is_said_and_nothing_is_changed(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
         fit(small().ema(0.9), tmp_path, model=model, data=(rows(7)), seed=4, batch_size=4)
     text = str(caught.value)
-    for word in ("another plan: FineTuner().phase('head'", "another training data: 44 rows", "another seed: 3 there, 4 here"):
+    for word in (
+        "epochs=2, learning_rate=0.001) there",
+        ".ema(0.9) here",
+        "another training data: 44 rows",
+        "seed: 3 there, 4 here",
+    ):
         assert word in text
     assert "another batch_size: 8 there, 4 here" in text
     assert same(before, [variable.numpy() for variable in model.variables])
     with pytest.raises(StorageError, match="a run that is under way there"):
         fit(small(), tmp_path, resume=False)
+
+
+def test_a_run_that_goes_on_with_other_threads_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Stop):
+        fit(small(), tmp_path, Stopping(3))
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "77")
+    with pytest.warns(UserWarning, match="another number of threads: [0-9]+ there, 77 here"):
+        _, run = fit(small(), tmp_path)
+    assert any("number of threads" in note for note in run.notes)
+
+
+def test_a_loss_scale_goes_on(tmp_path: Path) -> None:
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(), initial_scale=64.0, dynamic_growth_steps=3)
+    plan = small().optimizer(scaled)
+    model, _ = fit(plan, None)
+    again, _, _ = stopped_and_resumed(plan, tmp_path, [("batch", 8)])
+    assert float(again.optimizer.dynamic_scale.numpy()) == float(model.optimizer.dynamic_scale.numpy()) > 64.0
+    assert same(state_of(again), state_of(model))
+
+
+def test_a_recipe_over_a_folder_of_pictures_goes_on(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for number in range(12):
+        path = tmp_path / "pictures" / f"class{number % CLASSES}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(tf.io.encode_png(random.integers(0, 255, (SIZE, SIZE, 1), dtype="uint8")).numpy())
+    data = tk.Data.image_folder(tmp_path / "pictures", size=(SIZE, SIZE), channels=1)
+    recipe = tk.Recipe(network, tuner=small(), evaluator=tk.Evaluator("loss"))
+    given: dict[str, Any] = {"test_data": data, "batch_size": 4, "verbose": 0}
+    whole = recipe.run(data, seed=5, **given)
+    with pytest.raises(Stop):
+        recipe.run(data, seed=5, callbacks=[Stopping(5)], checkpoint_dir=tmp_path / "run", save_every=1, **given)
+    again = recipe.run(data, checkpoint_dir=tmp_path / "run", resume=True, callbacks=[Stopping()], **given)
+    assert (again.run.history, again.run.seed) == (whole.run.history, 5)
+    assert same(state_of(again.model), state_of(whole.model))
+    assert again.evaluation is not None
+    assert whole.evaluation is not None
+    assert again.evaluation["loss"].value == whole.evaluation["loss"].value
 
 
 @pytest.mark.slow

@@ -13,19 +13,21 @@ from typing import Any
 import numpy as np
 
 from transferkit._keras import keras, tf
-from transferkit.building.heads import Head
+from transferkit.building.heads import Head, check_class_names, leaf_layers
 from transferkit.data import Data
 from transferkit.errors import DataError
 from transferkit.tuning.objectives import Objective
 
-__all__ = ["BatchChecks", "check_classes"]
+__all__ = ["BatchChecks", "check_classes", "unscaled"]
 
 
-def check_classes(data: Any, validation: Any) -> None:
-    """Raises a DataError where two `Data` number their classes differently, so that a label would mean another class."""
-    if not (isinstance(data, Data) and isinstance(validation, Data) and data.class_names and validation.class_names):
+def check_classes(data: Any, validation: Any, heads: Sequence[Head]) -> None:
+    """Raises a DataError where data and model, or two `Data`, number classes differently, so that a label would mean another."""
+    if not isinstance(data, Data) or not data.class_names:
         return
-    if data.class_names != validation.class_names:
+    if len(heads) == 1:
+        check_class_names(heads[0], data.class_names, asked="Checking the training data against the model.")
+    if isinstance(validation, Data) and validation.class_names and data.class_names != validation.class_names:
         ours, theirs = set(data.class_names), set(validation.class_names)
         found = [f"no class {name!r} in the validation data" for name in data.class_names if name not in theirs]
         found += [f"no class {name!r} in the training data" for name in validation.class_names if name not in ours]
@@ -37,6 +39,35 @@ def check_classes(data: Any, validation: Any) -> None:
         )
 
 
+def unscaled(model: Any, x: Any) -> str:
+    """Words for inputs that a model's own rescaling makes nearly one value of: pixels from 0 to 1 where 0 to 255 are meant.
+
+    Args:
+        model: The model.
+        x: Some rows of its inputs.
+    """
+    leaves = tf.nest.flatten(x)
+    if len(leaves) != 1 or not hasattr(leaves[0], "shape") or getattr(leaves[0], "dtype", None) is None:
+        return ""
+    pixels = np.asarray(leaves[0])
+    if pixels.ndim != 4 or pixels.dtype.kind not in "uif" or not pixels.size:
+        return ""
+    low, high = float(pixels.min()), float(pixels.max())
+    for path, layer in leaf_layers(model):
+        if layer.weights:
+            break
+        if isinstance(layer, keras.layers.Rescaling):
+            spread = (high - low) * float(np.max(np.abs(layer.scale)))
+            if 0 < spread < _FLAT * max(1.0, float(np.max(np.abs(layer.offset)))):
+                return (
+                    f"The pixels go from {low:g} to {high:g}, which the model's layer {path!r} makes nearly one grey of: it "
+                    "takes pixels from 0 to 255. Leave out a division by 255 that comes before it."
+                )
+    return ""
+
+
+#: The share of its range below which what a rescaling gives is nearly one value.
+_FLAT = 0.02
 _SPARSE = "SparseCategoricalCrossentropy"
 _SPREAD = (tf.RaggedTensor, tf.SparseTensor)
 _MARK = "transferkit.checking|"
@@ -113,29 +144,40 @@ class BatchChecks:
         x, y, weight = (*item, None, None)[:3]
         made = []
 
-        def look(wrong: Any, leaf: Any, words: str, fix: str) -> None:
+        def look(wrong: Any, leaf: Any, words: str, fix: str) -> Any:
             def fail() -> Any:
                 at = tf.where(wrong)
                 values = (tf.shape(at)[0] if "values" in words else tf.gather_nd(leaf, at)[0], at[0, 0])
                 said = tf.strings.format(f"{_MARK}{{}}|{words}|{fix}|", (number, *values))
                 return tf.debugging.Assert(False, [said])
 
-            made.append(tf.cond(tf.reduce_any(wrong), fail, tf.no_op))
+            return tf.cond(tf.reduce_any(wrong), fail, tf.no_op)
+
+        def look_finite(leaf: Any, place: str) -> None:
+            words = f"{place} {_NOT_FINITE.format(_have(place), '{}', '{}')}"
+            # One pass tells of nearly all batches; squares of large numbers may be infinite where these aren't.
+            made.append(
+                tf.cond(
+                    tf.math.is_finite(tf.nn.l2_loss(leaf)),
+                    tf.no_op,
+                    lambda: look(~tf.math.is_finite(leaf), leaf, words, _FIX_FINITE),
+                )
+            )
 
         for parts, where in ((x, "the input"), (weight, "the weights")):
             for place, leaf in _dense(parts, where):
                 if leaf.dtype.is_floating:
-                    look(~tf.math.is_finite(leaf), leaf, f"{place} {_NOT_FINITE.format(_have(place), '{}', '{}')}", _FIX_FINITE)
+                    look_finite(leaf, place)
         for name, values in self._by_output(y).items():
             where = f"the labels of output {name!r}" if len(self._outputs) > 1 else "the labels"
             for place, leaf in _dense(values, where):
                 if leaf.dtype.is_floating:
-                    look(~tf.math.is_finite(leaf), leaf, f"{place} {_NOT_FINITE.format(_have(place), '{}', '{}')}", _FIX_FINITE)
+                    look_finite(leaf, place)
                 classes = self._classes.get(name)
                 if classes is not None and (leaf.dtype.is_integer or leaf.dtype.is_floating):
                     wide = tf.cast(leaf, tf.int64)
                     words = f"{place} {_OUTSIDE.format('{}', '{}', classes, classes - 1)}"
-                    look((wide < 0) | (wide >= classes), wide, words, _FIX_CLASSES)
+                    made.append(look((wide < 0) | (wide >= classes), wide, words, _FIX_CLASSES))
         return made
 
     def told_by(self, error: Any, over: int) -> DataError | None:

@@ -28,7 +28,8 @@ from transferkit.tuning.cache_settings import CacheSettings
 from transferkit.tuning.encoding import Encoder, numpy_dtype, reader
 from transferkit.tuning.extraction import Extraction
 from transferkit.tuning.feature_store import Entry, FeatureStore
-from transferkit.tuning.fingerprints import BLOCK, Repeats, Rows, block_mark, digest, environment, fingerprint, joined_mark
+from transferkit.tuning.fingerprints import BLOCK, Repeats, Rows, block_mark, digest, fingerprint, joined_mark
+from transferkit.tuning.identity import environment
 
 try:
     import resource

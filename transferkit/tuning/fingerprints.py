@@ -1,4 +1,4 @@
-"""What data and machine are, as digests: the inputs by content, whatever batches they come in; and whether they stay the same.
+"""What data is, as digests: the inputs by content, whatever batches they come in; and whether they stay the same.
 
 Rows are cut into blocks of one size, and each block is hashed by itself, so that blocks can be hashed side by side. May import
 Keras and the floors below.
@@ -6,15 +6,12 @@ Keras and the floors below.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
 import os
-import platform
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +19,7 @@ import numpy as np
 from transferkit._keras import keras, tf
 from transferkit.data import Batch, Data, batches, is_arrays
 
-__all__ = ["BLOCK", "Repeats", "Rows", "block_mark", "digest", "environment", "fingerprint", "joined_mark", "repeats"]
+__all__ = ["BLOCK", "Repeats", "Rows", "block_mark", "digest", "fingerprint", "joined_mark", "repeats"]
 
 #: Rows in a block, which is also the batch of the extraction. Larger gains nothing on a CPU (measured 32–256).
 BLOCK = 64
@@ -161,22 +158,3 @@ def _row_marks(x: Any) -> list[bytes]:
 def digest(*parts: Any) -> str:
     """The digest of plain values."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def environment() -> list[str]:
-    """What besides model and data decides the bits."""
-    flags = ""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return [
-        tf.__version__,
-        keras.__version__,
-        os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""),
-        platform.machine(),
-        flags,
-        str([device.device_type for device in tf.config.list_physical_devices()]),
-        keras.config.floatx(),
-        keras.config.image_data_format(),
-        str(tf.config.optimizer.get_experimental_options()),
-    ]

@@ -33,6 +33,7 @@ __all__ = [
     "Penalty",
     "PerVariable",
     "VariableOptions",
+    "changed",
     "check_optimizer",
     "decays",
     "with_multipliers",
@@ -78,6 +79,19 @@ def decays(variable: Variable) -> bool:
     """
     name = variable.name.lower()
     return len(variable.shape) > 1 and not any(part in name for part in ("bias", "gamma", "beta", "scale", "embedding"))
+
+
+def changed(optimizer: Any, **settings: Any) -> Any:
+    """A fresh optimizer like that one with other settings; of one around another, as for loss scaling, the inner one has them."""
+    if hasattr(optimizer, "inner_optimizer"):
+        return _around(optimizer, changed(optimizer.inner_optimizer, **settings))
+    return type(optimizer).from_config({**optimizer.get_config(), **settings})
+
+
+def _around(scaling: Any, inner: Any) -> Any:
+    """A fresh optimizer like `scaling`, around another one."""
+    settings = {key: value for key, value in scaling.get_config().items() if key != "inner_optimizer"}
+    return type(scaling)(inner, **settings)
 
 
 def with_multipliers(
@@ -133,8 +147,7 @@ def with_multipliers(
             average=average,
             start=start,
         )
-        settings = {key: value for key, value in optimizer.get_config().items() if key != "inner_optimizer"}
-        outer = type(optimizer)(inner, **settings)
+        outer = _around(optimizer, inner)
         outer.build(list(variables))
         return outer
     kept = getattr(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import time
@@ -21,19 +20,18 @@ from typing import Any
 import numpy as np
 
 from transferkit import storage
-from transferkit._keras import keras, tf
-from transferkit.data import Data, is_arrays, row_count
 from transferkit.errors import PlanError, StorageError
 from transferkit.tuning.checkpoint import Array, Checkpoint, CheckpointFolder, pack, unpack
 from transferkit.tuning.epochs import Place, Watch
 from transferkit.tuning.guards import Guard, loss_spikes
+from transferkit.tuning.identity import differences, environment, threads
 from transferkit.tuning.keeping import CallbackStates, load_random_state, random_state, random_variables
 from transferkit.tuning.phases import PhasePlan
 from transferkit.tuning.run import PhaseRecord, Run
 from transferkit.tuning.signals import Signals
 from transferkit.tuning.snapshots import Reader, as_array, copies_of
 
-__all__ = ["Session", "fingerprint", "session", "stored_seed"]
+__all__ = ["Session", "session", "stored_seed"]
 
 #: The share of the time of training that checkpoints may take where nothing is said of how often they are written.
 _SHARE = 0.008
@@ -94,54 +92,6 @@ def stored_seed(folder: str | os.PathLike[str] | None, *, resume: bool) -> int |
     return None if found is None else int(found.state["fingerprint"]["seed"])
 
 
-def fingerprint(plan: Any, model: Any, *, data: Any, validation: Any, seed: int, **settings: Any) -> dict[str, str]:
-    """What must be the same for a run to be gone on with, in words.
-
-    Args:
-        plan: The plan.
-        model: The model; its weights don't count.
-        data: The training data.
-        validation: The validation data.
-        seed: Of the run.
-        settings: More of the call.
-    """
-    variables = [(tuple(item.shape), keras.backend.standardize_dtype(item.dtype)) for item in model.variables]
-    layers = [type(layer).__name__ for layer in model.layers]
-    mark = hashlib.sha256(repr((layers, variables)).encode()).hexdigest()[:12]
-    return {
-        "plan": repr(plan),
-        "model": f"{len(layers)} layers, {model.count_params():,} parameters, {mark}",
-        "training data": _data_mark(data),
-        "validation data": _data_mark(validation),
-        "seed": str(seed),
-        **{name: repr(value) for name, value in settings.items()},
-    }
-
-
-def _data_mark(data: Any) -> str:
-    """Rows, shapes and a digest of the content: of all of it up to 256 MB, of rows evenly spread beyond; streams by type only."""
-    if data is None:
-        return "none"
-    digest = hashlib.sha256()
-    if isinstance(data, Data):
-        digest.update(
-            repr([np.asarray(part).tobytes() for part in tf.nest.flatten([] if data.labels is None else data.labels)]).encode()
-        )
-        for part in tf.nest.flatten(data.rows(np.unique(np.linspace(0, len(data) - 1, 4).astype(int))).x):
-            digest.update(np.ascontiguousarray(part).tobytes())
-        return f"{len(data)} rows of {data!r}, {digest.hexdigest()[:12]}"
-    if is_arrays(data):
-        parts = [np.asarray(leaf) for part in data if part is not None for leaf in tf.nest.flatten(part)]
-        whole = sum(part.nbytes for part in parts) <= 1 << 28
-        for part in parts:
-            rows = part if whole else part[np.unique(np.linspace(0, len(part) - 1, 1024).astype(int))]
-            digest.update(repr(rows.tolist()).encode() if rows.dtype.kind == "O" else np.ascontiguousarray(rows).data)
-        shapes = ", ".join(f"{part.dtype} {part.shape[1:]}" for part in parts)
-        return f"{row_count(data)} rows of {shapes}, {digest.hexdigest()[:12]}"
-    spec = getattr(data, "element_spec", None)
-    return type(data).__name__ if spec is None else f"a data set of {spec}"
-
-
 class Session(Watch):
     """One call of `fit` as its checkpoints, guards and signals see it.
 
@@ -172,6 +122,11 @@ class Session(Watch):
         #: What the user should know of how it went.
         self.notes: list[str] = []
 
+    def tell(self, note: str) -> None:
+        """Says something before training, and once more in the result."""
+        self.notes.append(note)
+        warnings.warn(note, stacklevel=5)
+
     @property
     def keeps(self) -> bool:
         """Whether the run is kept in a folder."""
@@ -192,18 +147,21 @@ class Session(Watch):
         self._fingerprint = marks
         if self._found is None or self._folder is None:
             return
-        before = self._found.state["fingerprint"]
-        differing = [
-            f"another {name}: {_shown(before.get(name))} there, {_shown(marks.get(name))} here"
-            for name in {**before, **marks}
-            if before.get(name) != marks.get(name)
-        ]
+        finished = "finished" in self._found.state
+        differing = differences(self._found.state["fingerprint"], marks)
         if differing:
             raise StorageError(
                 f"Going on with the run in {str(self._folder.path)!r}.",
                 found=differing,
                 cause="it is another run's folder, or the script was changed since",
-                fix="name another folder for another run, or give what the run was begun with",
+                fix="name another folder for another run"
+                + (", also for training the finished model further" if finished else ", or give what the run was begun with"),
+            )
+        elsewhere = [] if finished else differences(self._found.state["environment"], _environment())
+        if elsewhere:
+            self.tell(
+                "The run goes on where the last bits may come out otherwise than where it was begun, by "
+                f"{'; '.join(elsewhere)}. To the bit it ends the same only with what it was begun with."
             )
 
     def finished(self, model: Any, plans: Sequence[PhasePlan], compile_with: Callable[[Any], Any], optimizer: Any) -> Run | None:
@@ -236,8 +194,7 @@ class Session(Watch):
         """Begins the run, or goes on with it: the model gets its weights, the history what is in it."""
         self._model, self._history, self._records, self._by_epoch = model, history, records, bool(by_epoch)
         if self._folder is not None and by_epoch:
-            self.notes.append(f"A stopped run goes on from the beginning of an epoch: the data is {by_epoch}.")
-            warnings.warn(self.notes[-1], stacklevel=4)
+            self.tell(f"A stopped run goes on from the beginning of an epoch: the data is {by_epoch}.")
         if self._found is not None:
             _assign(_named("model", model.variables), self._found.arrays)
             history.update({name: list(values) for name, values in self._found.state["history"].items()})
@@ -298,11 +255,10 @@ class Session(Watch):
         self._random = self._random or (random_variables() if self._folder is not None else [])
         self._in_full = in_full
         if self._folder is not None and in_full is None and stream.reshuffles:
-            self.notes.append(
+            self.tell(
                 f"Phase {plan.phase.name!r} trains on features of a data set that is shuffled anew in each pass, or may be: "
                 "after a stop in it their order needn't be the same."
             )
-            warnings.warn(self.notes[-1], stacklevel=4)
         here = self._here(index)
         self._phase = {"phase": index, "begun": begun, "words": words, "cached": in_full is None}
         self._name, self._begun_at = plan.phase.name, time.perf_counter() - self.elapsed(index)
@@ -426,7 +382,7 @@ class Session(Watch):
             **self._phase,
             "format": _FORMAT,
             "fingerprint": dict(self._fingerprint),
-            "versions": {"keras": keras.__version__, "tensorflow": tf.__version__},
+            "environment": _environment(),
             "place": {
                 "epoch": place.epoch,
                 "batch": place.batch,
@@ -485,16 +441,15 @@ class Session(Watch):
         self._folder.settle(strict=True)
 
 
+def _environment() -> dict[str, str]:
+    return {**environment(), "number of threads": threads()}
+
+
 def _config(optimizer: Any) -> Any:
     try:
         return json.loads(json.dumps(optimizer.get_config()))
     except (TypeError, ValueError, NotImplementedError):
         return None
-
-
-def _shown(text: str | None) -> str:
-    text = "nothing" if text is None else text
-    return text if len(text) <= 200 else f"{text[:160]} … {text[-30:]}"
 
 
 def _is_finite(array: Array) -> bool:

@@ -19,7 +19,7 @@ from transferkit.tuning.averaging import AverageWeights, StochasticWeightAverage
 from transferkit.tuning.mixing import mixed, one_hot_labels
 from transferkit.tuning.objectives import Objective
 from transferkit.tuning.optimizer_state import carry_over, raw_steps
-from transferkit.tuning.optimizers import check_optimizer, with_multipliers
+from transferkit.tuning.optimizers import changed, check_optimizer, with_multipliers
 from transferkit.tuning.phases import PhasePlan
 from transferkit.tuning.regularizers import l2_sp_penalty, smoothed, soft_loss
 from transferkit.tuning.run import PhaseRecord
@@ -185,11 +185,7 @@ def _scheduled(optimizer: Any, plan: PhasePlan, *, steps: int | None, start: int
         rate = Since(given, start)
     else:
         return optimizer
-    inner = type(inner).from_config({**inner.get_config(), "learning_rate": rate})
-    if not hasattr(optimizer, "inner_optimizer"):
-        return inner
-    settings = {key: value for key, value in optimizer.get_config().items() if key != "inner_optimizer"}
-    return type(optimizer)(inner, **settings)
+    return changed(optimizer, learning_rate=rate)
 
 
 def take_over(previous: Any, model: Any) -> None:

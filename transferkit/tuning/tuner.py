@@ -18,18 +18,20 @@ from transferkit.placement import Placement
 from transferkit.tuning.cache_settings import CacheSettings
 from transferkit.tuning.caching import planned_split
 from transferkit.tuning.callbacks import TensorBoardLogs
-from transferkit.tuning.checking import BatchChecks, check_classes
+from transferkit.tuning.checking import BatchChecks, check_classes, unscaled
 from transferkit.tuning.costs import cost_of
 from transferkit.tuning.defaults import default_plan, explanation
 from transferkit.tuning.describing import Description, PhaseDescription
 from transferkit.tuning.feeding import check_inputs, complete_class_weights, first_rows
+from transferkit.tuning.identity import identity
 from transferkit.tuning.layers import Layers
 from transferkit.tuning.loop import Job, compile_as_given, run_phases
 from transferkit.tuning.low_rank import LowRank
 from transferkit.tuning.noise import restore, set_stochastic_depth
 from transferkit.tuning.objectives import Objective, objective_of
+from transferkit.tuning.optimizers import changed
 from transferkit.tuning.phases import PhasePlan, resolve
-from transferkit.tuning.resuming import Session, fingerprint, session
+from transferkit.tuning.resuming import Session, session
 from transferkit.tuning.run import PhaseRecord, Run
 from transferkit.tuning.schedules import Schedule
 from transferkit.tuning.settings import Settings, unsettled, worse_than_chance
@@ -157,7 +159,7 @@ class FineTuner(TuningSteps):
         decay = self._last("weight_decay")
         changes = {"learning_rate": learning_rate} if learning_rate is not None else {}
         changes |= {"weight_decay": decay["weight_decay"]} if decay else {}
-        return type(optimizer).from_config({**optimizer.get_config(), **changes}) if changes else optimizer
+        return changed(optimizer, **changes) if changes else optimizer
 
     def _settings(self) -> Settings:
         """What the plan says of how its phases train."""
@@ -310,10 +312,13 @@ class FineTuner(TuningSteps):
         self._check_passes(data, steps_per_epoch)
         batch, data = first_rows(data, name="training data")
         check_inputs(batch, model, heads, name="training data")
+        flat = unscaled(model, batch.x)
+        if flat:
+            watch.tell(flat)
         if validation_data is not None:
             val_batch, validation_data = first_rows(validation_data, name="validation data")
             check_inputs(val_batch, model, heads, name="validation data")
-        check_classes(data, validation_data)
+        check_classes(data, validation_data, heads)
         objective = self.objective(model, batch.y)
         checks = BatchChecks(objective, heads)
         checks.whole(batch, name="training data")
@@ -345,7 +350,7 @@ class FineTuner(TuningSteps):
         )
         if watch.keeps:
             watch.check(
-                fingerprint(
+                identity(
                     self,
                     model,
                     data=data,
