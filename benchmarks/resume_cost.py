@@ -147,10 +147,11 @@ def ours(model: Any, x: Any, y: Any, epochs: int, folder: str) -> None:
 def plain(model: Any, x: Any, y: Any, epochs: int) -> None:
     keras.utils.set_random_seed(1)
     seed_model(model, 1)
-    model.compile(keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile(keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     for epoch in range(epochs):
         order = epoch_order(len(x), seed=1, epoch=epoch)
-        model.fit(x[order], y[order], batch_size=BATCH, shuffle=False, verbose=0)
+        # Batches of a data set, as transferkit has them: given arrays, Keras gets other last bits from the same rows.
+        model.fit(tf.data.Dataset.from_tensor_slices((x[order], y[order])).batch(BATCH), verbose=0)
 
 
 def measure(name: str, rounds: int) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def live(work: Callable[[Path | None], dict[str, Any]], folder: Path | None, out
         found, status = os.waitpid(child, os.WNOHANG)
         if found:
             if os.waitstatus_to_exitcode(status) != 0:
-                raise SystemExit("a run failed")
+                raise RuntimeError("a life ended with an error")
             return True
         if deadline is None and seconds is not None and _kept(folder) - before:
             deadline = time.monotonic() + seconds
@@ -159,8 +159,16 @@ def measure(name: str, work: Callable[[Path | None], dict[str, Any]], kills: int
         run = folder / f"run{len(runs)}"
         run.mkdir()
         before = killed
-        while not live(work, run, folder / "again", moments.uniform(0.0, longest) if killed < kills else None):
-            killed += 1
+        try:
+            while not live(work, run, folder / "again", moments.uniform(0.0, longest) if killed < kills else None):
+                killed += 1
+        except RuntimeError as error:
+            if killed == before:
+                raise
+            runs.append({"kills": killed - before, "ended by": str(error), "exact": False})
+            print(name, runs[-1], flush=True)
+            shutil.rmtree(run)
+            continue
         variables, steps, history = read(folder / "again")
         differing = sum(not np.array_equal(a, b) for a, b in zip(whole[0], variables, strict=True))
         largest = max(float(np.max(np.abs(a.astype("float64") - b))) for a, b in zip(whole[0], variables, strict=True))
@@ -173,6 +181,7 @@ def measure(name: str, work: Callable[[Path | None], dict[str, Any]], kills: int
                 "steps of the whole run": whole[1],
                 "history identical": history == whole[2],
                 "epochs in the history": len(history["loss"]),
+                "exact": not differing and history == whole[2] and steps == whole[1],
             }
         )
         print(name, runs[-1], flush=True)
@@ -181,7 +190,8 @@ def measure(name: str, work: Callable[[Path | None], dict[str, Any]], kills: int
     return {
         "kills": killed,
         "runs": runs,
-        "exact runs": sum(not r["variables that differ"] and r["history identical"] and r["steps"] == whole[1] for r in runs),
+        "exact runs": sum(run["exact"] for run in runs),
+        "runs ended by an error": sum("ended by" in run for run in runs),
         "seconds of the whole run": round(whole_seconds, 1),
     }
 
@@ -203,7 +213,10 @@ def main() -> None:
     }
     for name in ("transferkit", "BackupAndRestore"):
         found = result[name]
-        print(f"{name}: {found['kills']} kills in {len(found['runs'])} runs, {found['exact runs']} of them exact")
+        ended = found["runs ended by an error"]
+        print(
+            f"{name}: {found['kills']} kills in {len(found['runs'])} runs, {found['exact runs']} exact, {ended} ended by an error"
+        )
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
