@@ -36,6 +36,12 @@ def test_where_features_cannot_be_kept_the_head_has_a_third() -> None:
     assert [(phase.epochs, phase.learning_rate) for phase in plan.phases()] == [(4, 1e-3), (8, 2e-3)]
 
 
+def test_where_a_random_layer_comes_first_the_head_has_a_third() -> None:
+    network = keras.Sequential([keras.Input((4,)), keras.layers.GaussianNoise(0.1), *model(2).layers])
+    plan = tk.FineTuner.default(network, data(60), epochs=12)
+    assert [phase.epochs for phase in plan.phases()] == [4, 8]
+
+
 def test_a_step_moves_the_heads_outputs_alike_whatever_the_features_size() -> None:
     network = model(2)
     x, y = data(60)

@@ -67,8 +67,8 @@ class FineTuner(TuningSteps):
             model: A built model.
             data: What `fit` will be given.
             epochs: How often the data may go through the whole network; chosen by the number of rows where nothing is said. Two
-                thirds are for training all of it. On arrays the head's own epochs don't count: they see features that are
-                computed once.
+                thirds are for training all of it. Where the rest can be computed once, the head's own epochs don't count, and it
+                has as many as it needs to settle.
 
         Example:
             >>> import keras, numpy as np, transferkit as tk
@@ -78,8 +78,14 @@ class FineTuner(TuningSteps):
             What each step of the plan does
             ...
         """
-        plan: FineTuner = default_plan(cls(), model, data, epochs=epochs)
-        return plan
+        settled: FineTuner = default_plan(cls(), model, data, epochs=epochs, once=True)
+        short: FineTuner = default_plan(cls(), model, data, epochs=epochs, once=False)
+        return settled if settled._computes_once(model) else short
+
+    def _computes_once(self, model: Any) -> bool:
+        """Whether something with weights is computed once in the first phase."""
+        made = planned_split(model, self._resolved(model)[0])
+        return bool(made) and any(layer.weights for layer in made.prefix.layers)
 
     def explain(self) -> Table:
         """The plan line by line: what each step does, and where the method comes from."""
@@ -315,6 +321,8 @@ class FineTuner(TuningSteps):
         flat = unscaled(model, batch.x)
         if flat:
             watch.tell(flat)
+        if self._policy() == "recalibrate" and not any(row.batch_norm == "recalibrated" for plan in plans for row in plan.layers):
+            watch.tell('batch_norm("recalibrate") finds nothing to do: no phase trains a layer around a BatchNorm.')
         if validation_data is not None:
             val_batch, validation_data = first_rows(validation_data, name="validation data")
             check_inputs(val_batch, model, heads, name="validation data")
