@@ -365,3 +365,51 @@ def test_threads_and_gpus_are_shared_out() -> None:
     assert {share["OMP_NUM_THREADS"] for share in shares} == {"4"}
     assert [share["CUDA_VISIBLE_DEVICES"] for share in _shares({"CUDA_VISIBLE_DEVICES": "0,1,2"}, 2, 1)[0]] == ["0", "1,2"]
     assert _gpus({"CUDA_VISIBLE_DEVICES": "-1"}) == _gpus({"CUDA_VISIBLE_DEVICES": ""}) == []
+
+
+COLLECTIVES = """
+import os, pathlib, signal, sys
+import numpy as np
+import tensorflow as tf
+from transferkit.cluster import find_cluster
+from transferkit.meeting import check_in
+
+folder = pathlib.Path(__file__).parent
+cluster = check_in(find_cluster())
+os.environ["TF_CONFIG"] = cluster.tf_config()
+strategy = tf.distribute.MultiWorkerMirroredStrategy()  # listens on the port at which the workers have just met
+saved = folder / "saved.npy"
+done, total = np.load(saved) if saved.exists() else (0.0, 0.0)
+with strategy.scope():
+    sum_so_far = tf.Variable(total)
+
+@tf.function
+def step(number):
+    def one(number):
+        mine = number * (sum_so_far * 0.0 + float(cluster.index + 1))
+        sum_so_far.assign_add(tf.distribute.get_replica_context().all_reduce("sum", mine))
+    strategy.run(one, args=(number,))
+
+for number in range(int(done) + 1, 21):
+    step(tf.constant(float(number), tf.float64))
+    if number == 13 and cluster.index == 1 and not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if cluster.is_chief and number % 5 == 0:
+        np.save(folder / "next.npy", (number, sum_so_far.numpy()))
+        os.replace(folder / "next.npy", saved)
+print("begun at", int(done), "ended with", sum_so_far.numpy(), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_collectives_of_tensorflow_begin_after_the_meeting_and_again_after_a_death(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "script.py").write_text(COLLECTIVES)
+    environ = {**os.environ, "PYTHONPATH": os.getcwd(), "CUDA_VISIBLE_DEVICES": "-1"}
+    launched = launch([sys.executable, str(tmp_path / "script.py")], workers=2, restarts=1, grace=2.0, environ=environ)
+    said = capfd.readouterr()
+    assert (launched.code, launched.starts) == (0, 2), said
+    assert [(loss.worker, loss.ending) for loss in launched.losses] == [(1, "was killed by SIGKILL")]
+    assert f"begun at 10 ended with {3.0 * sum(range(21))}" in said.out

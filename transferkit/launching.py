@@ -416,7 +416,7 @@ def _watch(
     loss: Loss | None = None
     received: int | None = None
     deadline = math.inf
-    written, last_word = -1, running.begun
+    written, silent, before = -1, 0.0, running.begun
     while running.alive:
         kind, number = "", -1
         with contextlib.suppress(queue.Empty):
@@ -438,9 +438,9 @@ def _watch(
                     deadline = now + min(grace, _AFTER_A_LOSS)
         running.logs[0].show()
         size = sum(log.size() for log in running.logs)
-        if size != written:
-            written, last_word = size, now
-        elif timeout is not None and now - last_word > timeout and loss is None and received is None:
+        # A turn takes a tenth of a second; where it took much longer, this process, and perhaps all, had been stopped.
+        written, silent, before = size, silent + min(now - before, 1.0) if size == written else 0.0, now
+        if timeout is not None and silent > timeout and loss is None and received is None:
             # By this signal a Python process writes where each of its threads is.
             running.send(signal.SIGABRT)
             loss = Loss(running.number, None, f"no worker wrote a line for {timeout:g} s", HUNG, now - running.begun)
