@@ -96,7 +96,7 @@ class Extraction:
             function: Callable[[Any], Any] = self._prefix.as_function(some)
             return function
         with self._states_kept():
-            exact = tf.nest.flatten(self._prefix(some, training=False))
+            exact = tf.nest.flatten(self._prefix.as_function()(some))
         quick: Callable[[Any], Any] = self._prefix.with_constants("mixed_bfloat16" if self._how == "bfloat16" else None)
         with self._states_kept():
             found = tf.nest.flatten(quick(some))
