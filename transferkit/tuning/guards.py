@@ -23,6 +23,8 @@ __all__ = ["Guard", "check_start", "loss_spikes", "out_of_memory"]
 
 #: The share of the time of training that looking at the weights may take.
 _SHARE = 0.004
+#: So many variables are summed one by one as fast as by a graph, about.
+_FEW = 8
 
 
 def _is_float(variable: Any) -> bool:
@@ -72,7 +74,9 @@ class Guard:
             sums = [tf.reduce_sum(tf.cast(keras.ops.convert_to_tensor(item), tf.float32)) for item in self._watched]
             return tf.math.is_finite(tf.add_n([loss, *sums]))
 
-        self._finite = tf.function(total, autograph=False).get_concrete_function(tf.TensorSpec((), tf.float32))
+        self._finite: Callable[[Any], Any] = total
+        if len(self._watched) > _FEW:  # for fewer a graph takes longer to make than it saves
+            self._finite = tf.function(total, autograph=False).get_concrete_function(tf.TensorSpec((), tf.float32))
 
     def stepped(self, steps: int, place: Callable[[], str], logs: Any) -> None:
         """Looks at the weights and the loss, as often as its share of the time allows.

@@ -18,6 +18,8 @@ __all__ = ["Reader", "as_array", "copies_of"]
 def copies_of(variable: Any) -> tuple[Any, ...]:
     """TensorFlow's variables behind one, which a strategy over several devices has for each of them."""
     held = variable.value if isinstance(variable, keras.Variable) else variable
+    if not tf.distribute.has_strategy():
+        return (held,)
     copies: tuple[Any, ...] = tf.distribute.get_strategy().experimental_local_results(held)
     return copies
 
