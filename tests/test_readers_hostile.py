@@ -168,6 +168,11 @@ def hard_link(file: h5py.File) -> None:
     file["layers/dense_1/vars/0"] = file["layers/dense/vars/0"]
 
 
+def hard_link_of_a_group(file: h5py.File) -> None:
+    del file["layers/dense_1/vars"]
+    file["layers/dense_1/vars"] = file["layers/dense/vars"]
+
+
 def soft_link(file: h5py.File) -> None:
     file["layers/dense_1/vars/0"] = h5py.SoftLink("/layers/dense/vars/0")
 
@@ -241,6 +246,11 @@ def unknown_filter(file: h5py.File) -> None:
 PLACE = "'layers/dense_1/vars/0'"
 HOSTILE: dict[str, tuple[Callable[[h5py.File], None], type[WeightsError], str]] = {
     "hard link": (hard_link, UnsafeFileError, f"{PLACE} and 'layers/dense/vars/0' are two names for one object"),
+    "hard link of a group": (
+        hard_link_of_a_group,
+        UnsafeFileError,
+        "'layers/dense_1/vars' and 'layers/dense/vars' are two names for one object",
+    ),
     "soft link": (soft_link, UnsafeFileError, "layers/dense_1/vars/0 is a soft link"),
     "external link": (external_link, UnsafeFileError, "layers/dense_1/vars/0 is a"),
     "external storage": (external_storage, UnsafeFileError, f"{PLACE}: its bytes lie in another file"),

@@ -252,14 +252,14 @@ class FailingDisk:
 @pytest.mark.skipif(not hasattr(os, "preadv"), reason="reads at an offset as POSIX has them")
 @pytest.mark.parametrize("file", ["w.h5", "w.weights.h5", "w.keras", "w.safetensors"])
 def test_10_a_disk_that_fails_at_any_read_changes_nothing(tmp_path: Path, file: str) -> None:
-    saved = scrambled(chain(["a", "b"], units=260))  # kernels that are read block by block, straight into their variables
+    saved = scrambled(chain(["a", "b"], units=520))  # kernels that are read block by block, straight into their variables
     if file.endswith("safetensors"):
         save_weights(saved, tmp_path / file)
     else:
         (saved.save_weights if "weights" in file else saved.save)(tmp_path / file)
-    model = chain(["a", "b"], units=260)
+    model = chain(["a", "b"], units=520)
     model.compile(keras.optimizers.Adam(), "mse")
-    model.fit(np.ones((4, 260)), np.ones((4, 260)), verbose=0)
+    model.fit(np.ones((4, 520)), np.ones((4, 520)), verbose=0)
     before = [*values(model), *map(np.array, model.optimizer.variables)]
     count, failing = None, 0
     while count is None or failing < count:
@@ -273,7 +273,7 @@ def test_10_a_disk_that_fails_at_any_read_changes_nothing(tmp_path: Path, file: 
         if count is None:
             with pytest.MonkeyPatch.context() as patch:
                 counting = FailingDisk(patch)
-                WeightLoader(tmp_path / file).load(chain(["a", "b"], units=260))
+                WeightLoader(tmp_path / file).load(chain(["a", "b"], units=520))
                 count = counting.reads
         failing += 1
     assert count > 8
@@ -287,9 +287,9 @@ def test_10_a_disk_that_fails_at_any_read_changes_nothing(tmp_path: Path, file: 
 def test_10_a_file_that_is_written_after_it_was_checked_is_refused(
     tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saved = scrambled(chain(["a"], units=260))
+    saved = scrambled(chain(["a"], units=520))
     saved.save(tmp_path / file)
-    model = chain(["a"], units=260)
+    model = chain(["a"], units=520)
     before = values(model)
     real = assigning.assign_all
 

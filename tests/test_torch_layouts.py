@@ -164,14 +164,23 @@ def test_projections_stay_dense_layers_in_a_model_that_has_such(tmp_path: Path) 
     assert [t.source for t in report.tensors] == list(state)
 
 
-def test_weight_norm_separable_convolutions_and_one_slope(tmp_path: Path) -> None:
-    g, v = rng.uniform(1, 2, size=(3, 1)), rng.normal(size=(3, 4))
-    state = {"fc.weight_g": g, "fc.weight_v": v, "fc.bias": np.zeros(3)}
+@pytest.mark.parametrize("axis", [0, 1, None])
+@pytest.mark.parametrize(
+    "names", [("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1")]
+)
+def test_weight_norm(tmp_path: Path, names: tuple[str, str], axis: int | None) -> None:
+    v = rng.normal(size=(3, 4))
+    over = tuple(other for other in (0, 1) if other != axis)
+    norm = np.sqrt(np.square(v).sum(axis=over, keepdims=True))
+    g = rng.uniform(1, 2, size=norm.shape if axis is not None else ())
+    loader = saved(tmp_path / "n.npz", {f"fc.{names[0]}": g, f"fc.{names[1]}": v, "fc.bias": np.zeros(3)})
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="fc")])
-    report = saved(tmp_path / "n.npz", state).load(model)
+    report = loader.load(model)
     assert report["fc/kernel"].why == "the length and direction of weight_norm multiplied; transposed"
-    np.testing.assert_allclose(model.get_weights()[0], (g * v / np.linalg.norm(v, axis=1, keepdims=True)).T, rtol=1e-6)
+    np.testing.assert_allclose(model.get_weights()[0], (g * v / norm).T, rtol=1e-6)
 
+
+def test_separable_convolutions_and_one_slope(tmp_path: Path) -> None:
     state = {
         "dw.weight": rng.normal(size=(8, 1, 3, 3)),
         "pw.weight": rng.normal(size=(5, 8, 1, 1)),

@@ -47,7 +47,7 @@ def add_match(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--rename", action="append", default=[], nargs=2, metavar=("REGEX", "NEW"), help="rename the file's arrays"
     )
     parser.add_argument("--map", action="append", default=[], metavar="MODEL=FILE", help="which array a variable takes")
-    parser.add_argument("--layout", choices=("keras", "torch"), help="how the file stores kernels")
+    parser.add_argument("--layout", choices=("keras", "tensorflow", "theano", "torch"), help="how the file stores kernels")
     parser.add_argument("--channels", choices=("auto", "sum", "repeat", "zero"), help="fit another number of input channels")
     parser.add_argument("--by-order", action="store_true", help="also match layers by their order alone")
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")

@@ -8,6 +8,7 @@ half-pixel centres; relative position tables as in Liu et al., "Swin Transformer
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -97,6 +98,11 @@ class Settings:
     positions: tuple[Positions, ...] = ()
     vocabularies: tuple[Vocabulary, ...] = ()
 
+    @functools.cached_property
+    def plain(self) -> bool:
+        """Whether nothing was asked for, so that an array fits where the shapes are equal."""
+        return self == Settings()
+
 
 @dataclass(frozen=True)
 class Adaptation:
@@ -118,12 +124,17 @@ def _as_it_is(array: Array, current: Callable[[], Array]) -> Array:
     return array
 
 
+_PLAIN = Adaptation("", _as_it_is)
+
+
 def _refused(problem: str) -> Adaptation:
     return Adaptation("", _as_it_is, problem)
 
 
 def adaptation(source: FileArray, target: ModelVariable, settings: Settings) -> Adaptation | None:
     """What makes `source` fit `target` under the settings, or None when nothing does."""
+    if settings.plain and source.shape == target.shape:
+        return _PLAIN
     texts: list[str] = []
     steps: list[Step] = []
     shape = source.shape

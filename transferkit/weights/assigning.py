@@ -56,6 +56,11 @@ class Assignment:
     digest: str = ""
     stretch: Stretch | None = None
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether `value` gives what was checked itself, in the variable's shape and dtype."""
+        return self.stretch is None and not self.digest
+
 
 def assign_all(items: Sequence[Assignment]) -> None:
     """Assigns every value; on an error the variables changed so far get their old values back.
@@ -68,7 +73,7 @@ def assign_all(items: Sequence[Assignment]) -> None:
         WeightsFileError: when a value can't be read again, or is another than the one that was checked.
     """
     total = sum(item.nbytes for item in items)
-    made = sum(item.nbytes for item in items if item.stretch is None and not item.digest)
+    made = sum(item.nbytes for item in items if item.at_hand)
     old = [(item, np.array(keras.ops.convert_to_numpy(item.variable))) for item in items] if total <= KEPT - made else []
     begun: deque[Future[None]] = deque()
     put = 0
@@ -76,6 +81,9 @@ def assign_all(items: Sequence[Assignment]) -> None:
     try:
         with _uninterrupted(), ThreadPoolExecutor(THREADS) as pool:
             for put, item in enumerate(items, 1):  # noqa: B007
+                if item.at_hand:
+                    _assign(item, _copied(item))
+                    continue
                 own = scratch.own_memory(item) if item.nbytes >= _LARGE else None
                 if own is None or item.stretch is None:
                     _put_twice(item, own)
@@ -108,21 +116,33 @@ def _put_twice(item: Assignment, own: np.ndarray[Any, Any] | None) -> None:
 
 
 def _put(item: Assignment, own: np.ndarray[Any, Any] | None) -> None:
-    """Gives a variable its value through memory that nobody else knows, or through its own."""
-    raw = _room(item) if own is None else own
+    """Reads a value once more: into a variable's memory, or into memory of its own that the variable takes over."""
+    raw = _room(item.nbytes) if own is None else own
     value = raw.view(item.dtype).reshape(tuple(item.variable.shape))
     if item.stretch is None:
         np.copyto(value, item.value(), casting="unsafe")
-        if item.digest:
-            _check(item, digest_of(value))
+        _check(item, digest_of(value))
     else:
         _check(item, fill(raw, item.stretch))
     if own is None:
-        plain = _plain_resource(item.variable)
-        if plain is None:
-            item.variable.assign(value)
-        else:
-            tf.raw_ops.AssignVariableOp(resource=plain.handle, value=_shared(value))
+        _assign(item, value)
+
+
+def _copied(item: Assignment) -> np.ndarray[Any, Any]:
+    """A value that is at hand, in memory that nobody else knows."""
+    value = item.value()
+    copy = _room(item.nbytes).view(item.dtype).reshape(value.shape)
+    np.copyto(copy, value)
+    return copy
+
+
+def _assign(item: Assignment, value: np.ndarray[Any, Any]) -> None:
+    """Gives a variable a value in memory that it may keep."""
+    plain = _plain_resource(item.variable)
+    if plain is None or value.shape != plain.shape:
+        item.variable.assign(value)
+    else:
+        tf.raw_ops.AssignVariableOp(resource=plain.handle, value=_shared(value))
 
 
 def _check(item: Assignment, digest: str) -> None:
@@ -136,11 +156,11 @@ def _check(item: Assignment, digest: str) -> None:
         )
 
 
-def _room(item: Assignment) -> np.ndarray[Any, Any]:
+def _room(nbytes: int) -> np.ndarray[Any, Any]:
     """Aligned memory for a value."""
-    raw = np.empty(item.nbytes + _ALIGNMENT, np.uint8)
+    raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + item.nbytes]
+    return raw[start : start + nbytes]
 
 
 def _plain_resource(variable: Any) -> Any:

@@ -355,9 +355,8 @@ class WeightLoader(Plan):
     def load(self, model: Any) -> LoadReport:
         """Loads the file into the model: every variable the report names changes, or none. The optimizer isn't touched.
 
-        The one exception is a model of over 64 MB (32 MB where arrays are adapted), where the file is written or the disk fails
-        after every byte was checked and before it was read again, into the variables. The error then says that the model holds
-        some of the new values.
+        The one exception is a model of over 64 MB, where the file is written or the disk fails after every byte was checked and
+        before it was read again, into the variables. The error then says that the model holds some of the new values.
 
         Args:
             model: A built Keras model; its weights are replaced.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import re
 from collections.abc import Iterable, Sequence
 
@@ -53,7 +54,11 @@ _AUTOMATIC = frozenset({
 })
 # fmt: on
 
+# A model asks for the same names again and again: each of its layers is compared by several of these words.
+_remembered = functools.lru_cache(1 << 14)
 
+
+@_remembered
 def snake_case(class_name: str) -> str:
     """The name Keras makes up from a class: `Conv2D` → `conv2d`, `BatchNormalization` → `batch_normalization`."""
     name = re.sub(r"\W+", "", class_name)
@@ -61,12 +66,14 @@ def snake_case(class_name: str) -> str:
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
+@_remembered
 def kind_of(name: str) -> str:
     """A class or a made-up name as one word for comparing: `Conv2D`, `conv2d_3` and `Convolution2D` are all `conv2d`."""
     word = re.sub(r"_\d+$", "", name.rpartition(">")[2]).replace("_", "").lower()
     return _SAME_KIND.get(word, word)
 
 
+@_remembered
 def is_automatic(name: str, class_name: str = "") -> bool:
     """Whether Keras made the name up: from the class, or from one of its own where the class isn't known.
 
@@ -81,12 +88,14 @@ def is_automatic(name: str, class_name: str = "") -> bool:
     return base.replace("_", "") in _AUTOMATIC
 
 
+@_remembered
 def direction_of(path: str) -> str:
     """`forward` or `backward` where a layer is one of the two that a Bidirectional holds, else empty."""
     found = re.match(r"(forward|backward)_", path.rpartition("/")[2])
     return found[1] if found else ""
 
 
+@_remembered
 def creation_number(path: str) -> tuple[int, ...]:
     """The numbers Keras put behind made-up names in a path, which count layers of a class in the order they were made."""
     numbers = []
@@ -97,6 +106,7 @@ def creation_number(path: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
+@_remembered
 def canonical(path: str) -> str:
     """A layer's path without what versions of Keras word differently: recurrent cells, and the count in `forward_lstm_3`."""
     kept = []

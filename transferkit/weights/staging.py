@@ -17,15 +17,16 @@ from transferkit.weights.adapters import Channels, Classes, Positions, Settings,
 from transferkit.weights.assigning import KEPT, Assignment, assign_all
 from transferkit.weights.composing import Arranged, arranged
 from transferkit.weights.differences import differences, torch_notes
-from transferkit.weights.digest import digest_of
+from transferkit.weights.digest import digest_of, name_of
 from transferkit.weights.mapping import FileArray, Match, ModelVariable, Pair, Rules
 from transferkit.weights.matching import match
 from transferkit.weights.names import kind_of
 from transferkit.weights.old_files import arranged_old_file
 from transferkit.weights.readers import Archive
+from transferkit.weights.readers.archive import Stretch
 from transferkit.weights.report import LoadedTensor, LoadReport, by_layer_and_reason
 from transferkit.weights.sources import file_arrays, looks_like_torch
-from transferkit.weights.streaming import look_over
+from transferkit.weights.streaming import Looked, gather, look_over
 from transferkit.weights.torch_layouts import arranged_torch
 from transferkit.weights.values import bad_values, dtype_problem, lossy_cast
 from transferkit.weights.variables import Slot, check_built, flattened_shapes, leaf_layers_of, slots_of, values_of
@@ -44,7 +45,7 @@ TORCH_WORDS = {
     "moving_variance": ("running_var",),
 }
 _COUNTER = "num_batches_tracked"
-_STREAMED = 1 << 16  # bytes from which an array is looked at block by block
+_LARGE = 1 << 20  # bytes from which an array is looked at block by block; what is less is read once and kept
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,9 @@ class Staged:
             fits=self._fits,
         )
         self.staged: list[Assignment] = []
-        self._kept = 0
+        # What may be kept until all is checked: as much as leaves room for the old values, or half where those are too large.
+        total = sum(self.slots[pair.target].nbytes for pair in self.found.pairs)
+        self._room = min(KEPT - total, KEPT // 2) if total <= KEPT else KEPT // 2
 
     def _arranged(self, archive: Archive) -> Arranged:
         """The file's arrays in the pieces in which Keras 3's layers keep theirs."""
@@ -143,12 +146,7 @@ class Staged:
         problems = unclear or list(self.found.problems)
         rules = list(self.arranged.rules or ['.layout("torch")']) if unclear else list(self.found.rules)
         pairs = {pair.target: pair for pair in self.found.pairs}
-        checked = {
-            slot.name: self._checked(slot, pairs[slot.name]) if slot.name in pairs else self._left(slot)
-            for slot in self.slots.values()
-        }
-        checked.update(self._streamed(checked))
-        tensors = list(checked.values())
+        tensors = self._tensors(pairs)
         if not unclear:
             problems += [f"{t.name!r}: {t.why}" for t in tensors if t.status == "misfit"]
         for twin in self.found.twins:
@@ -183,13 +181,54 @@ class Staged:
         )
         return self._covered(report)
 
+    def _tensors(self, pairs: Mapping[str, Pair]) -> list[LoadedTensor]:
+        """What becomes of each variable. What is plain in the file is looked at together, in as few readings as may be."""
+        told: dict[str, LoadedTensor] = {}
+        plain: list[tuple[Slot, Pair, Stretch]] = []
+        for slot in self.slots.values():
+            pair = pairs.get(slot.name)
+            if pair is None:
+                told[slot.name] = self._left(slot)
+            elif isinstance(found := self._decided(slot, pair), Stretch):
+                plain.append((slot, pair, found))
+            else:
+                told[slot.name] = found
+        small: list[tuple[Slot, Pair, Stretch]] = []
+        large: list[tuple[Slot, Pair, Stretch]] = []
+        room = self._room
+        for item in sorted(plain, key=lambda item: item[2].nbytes):
+            nbytes = item[2].nbytes
+            kept = nbytes < _LARGE and nbytes <= room
+            room -= nbytes if kept else 0
+            (small if kept else large).append(item)
+        looks = [*gather([stretch for *_, stretch in small]), *look_over([stretch for *_, stretch in large])]
+        for (slot, pair, stretch), looked in zip([*small, *large], looks, strict=True):
+            told[slot.name] = self._looked_at(slot, pair, stretch, looked)
+        return [told[name] for name in self.slots]
+
+    def _told(self, slot: Slot, pair: Pair, status: str, why: str = "", digest: str = "") -> LoadedTensor:
+        info = self.archive.arrays[pair.source]
+        return LoadedTensor(
+            name=slot.name,
+            layer=slot.layer,
+            shape=slot.info.shape,
+            dtype=name_of(slot.dtype),
+            status=status,
+            source=pair.source,
+            source_shape=info.shape,
+            source_dtype=name_of(info.dtype),
+            how=pair.how,
+            why=why,
+            digest=digest,
+        )
+
     def _left(self, slot: Slot) -> LoadedTensor:
         skipped = self.found.skipped.get(slot.name)
         return LoadedTensor(
             name=slot.name,
             layer=slot.layer,
             shape=slot.info.shape,
-            dtype=slot.dtype.name,
+            dtype=name_of(slot.dtype),
             status="skipped" if skipped else "missing",
             why=skipped or self.found.missing[slot.name],
         )
@@ -203,45 +242,29 @@ class Staged:
             problems.append("nothing would be loaded")
         return LoadReport(**{**vars(report), "problems": tuple(problems), "applied": report.applied and not problems})
 
-    def _checked(self, slot: Slot, pair: Pair) -> LoadedTensor:
-        """What a variable would get; the values of what can be streamed are looked at later, all together."""
+    def _decided(self, slot: Slot, pair: Pair) -> LoadedTensor | Stretch:
+        """What a variable would get; where that is bytes of the file as they stand, only where they lie."""
         info = self.archive.arrays[pair.source]
         how = adaptation(self.sources[pair.source], slot.info, self.settings)
         named = f"the file's {pair.source!r}"
-        told = LoadedTensor(
-            name=slot.name,
-            layer=slot.layer,
-            shape=slot.info.shape,
-            dtype=slot.dtype.name,
-            status="misfit",
-            source=pair.source,
-            source_shape=info.shape,
-            source_dtype=info.dtype.name,
-            how=pair.how,
-        )
-
-        def misfit(why: str) -> LoadedTensor:
-            return dataclasses.replace(told, why=why)
-
         if how is None:
-            return misfit(f"{named} has the shape {info.shape}, the variable {slot.info.shape}{self._hint(slot, info.shape)}")
+            hint = self._hint(slot, info.shape)
+            return self._told(slot, pair, "misfit", f"{named} has the shape {info.shape}, the variable {slot.info.shape}{hint}")
         if how.problem:
-            return misfit(how.problem)
+            return self._told(slot, pair, "misfit", how.problem)
         whole = "integers" in self.wishes.permits and info.dtype.kind in "iub" and slot.dtype.kind == "f"
         if (problem := dtype_problem(info.dtype, slot.dtype)) and not whole:
-            return misfit(f"{named} has {problem}")
-        nbytes = slot.size * slot.dtype.itemsize
-        if nbytes >= _STREAMED and not how.text and info.dtype == slot.dtype:
+            return self._told(slot, pair, "misfit", f"{named} has {problem}")
+        if not how.text and info.dtype == slot.dtype:
             stretch = self.archive.stretch(pair.source)
             if stretch is not None:
-                read = _reading(self.archive, pair.source)
-                self.staged.append(Assignment(slot.name, slot.variable, slot.dtype, nbytes, read, stretch=stretch))
-                return dataclasses.replace(told, status="loaded")
+                return stretch
         array = self.archive.read(pair.source)
         if array.shape != info.shape or array.dtype != info.dtype:
-            return misfit(f"{named} was announced as {info.dtype.name} {info.shape}, it holds {array.dtype.name} {array.shape}")
-        if "nonfinite" not in self.wishes.permits and (bad := bad_values(array, slot.dtype, variable=slot.info.variable)):
-            return misfit(f"{named} has {bad}")
+            announced = f"{named} was announced as {info.dtype.name} {info.shape}"
+            return self._told(slot, pair, "misfit", f"{announced}, it holds {array.dtype.name} {array.shape}")
+        if bad := self._bad(slot, array):
+            return self._told(slot, pair, "misfit", f"{named} has {bad}")
         cast = f"{info.dtype.name} → {slot.dtype.name}" if lossy_cast(info.dtype, slot.dtype) else ""
         why = "; ".join(word for word in (self.arranged.texts.get(pair.source, ""), how.text, cast) if word)
 
@@ -251,31 +274,41 @@ class Staged:
 
         value = adapted(array)
         digest = digest_of(value)
-        if self._kept + value.nbytes <= KEPT // 2:
-            self._kept += value.nbytes
-            self.staged.append(Assignment(slot.name, slot.variable, slot.dtype, nbytes, _constant(value)))
-        else:
-            again = lambda: adapted(self.archive.read(pair.source))  # noqa: E731
-            self.staged.append(Assignment(slot.name, slot.variable, slot.dtype, nbytes, again, digest))
-        return dataclasses.replace(told, status="adapted" if why else "loaded", why=why, digest=digest)
+        self._stage(slot, lambda: adapted(self.archive.read(pair.source)), digest, value=value)
+        return self._told(slot, pair, "adapted" if why else "loaded", why, digest)
 
-    def _streamed(self, tensors: Mapping[str, LoadedTensor]) -> dict[str, LoadedTensor]:
-        """Looks at the values of what is streamed; its tensors with what was found."""
-        streamed = [(i, item, item.stretch) for i, item in enumerate(self.staged) if item.stretch is not None]
-        found = {}
-        for (i, item, _), looked in zip(streamed, look_over([s for *_, s in streamed]), strict=True):
-            self.staged[i] = dataclasses.replace(item, digest=looked.digest)
-            told = tensors[item.name]
-            slot = self.slots[item.name]
-            # Variances must not be negative, either.
-            sure = looked.finite and "variance" not in slot.info.variable
-            if not sure and "nonfinite" not in self.wishes.permits:
-                bad = bad_values(item.value(), slot.dtype, variable=slot.info.variable)
-                if bad:
-                    found[item.name] = dataclasses.replace(told, status="misfit", why=f"the file's {told.source!r} has {bad}")
-                    continue
-            found[item.name] = dataclasses.replace(told, digest=looked.digest)
-        return found
+    def _looked_at(self, slot: Slot, pair: Pair, stretch: Stretch, looked: Looked) -> LoadedTensor:
+        """What a variable gets whose bytes stand in the file as they are."""
+        read = _reading(self.archive, pair.source)
+        # Variances must not be negative, either.
+        if not looked.finite or "variance" in slot.info.variable:
+            bad = self._bad(slot, read() if looked.content is None else looked.content)
+            if bad:
+                return self._told(slot, pair, "misfit", f"the file's {pair.source!r} has {bad}")
+        self._stage(slot, read, looked.digest, value=looked.content, stretch=stretch)
+        return self._told(slot, pair, "loaded", digest=looked.digest)
+
+    def _bad(self, slot: Slot, array: np.ndarray[Any, Any]) -> str:
+        """Why an array's values can't be the variable's, unless that is permitted; empty when they can."""
+        return "" if "nonfinite" in self.wishes.permits else bad_values(array, slot.dtype, variable=slot.info.variable)
+
+    def _stage(
+        self,
+        slot: Slot,
+        again: Callable[[], np.ndarray[Any, Any]],
+        digest: str,
+        *,
+        value: np.ndarray[Any, Any] | None,
+        stretch: Stretch | None = None,
+    ) -> None:
+        """Keeps a value that was checked until all are, as far as memory may be taken; else how to get it again."""
+        nbytes = slot.nbytes
+        if value is not None and nbytes <= self._room:
+            self._room -= nbytes
+            item = Assignment(slot.name, slot.variable, slot.dtype, nbytes, _constant(value))
+        else:
+            item = Assignment(slot.name, slot.variable, slot.dtype, nbytes, again, digest, stretch)
+        self.staged.append(item)
 
     def _hint(self, slot: Slot, shape: tuple[int, ...]) -> str:
         """The rule that would make an array of another shape fit, as words behind the shapes."""

@@ -6,7 +6,9 @@ Imports the readers and NumPy only.
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from transferkit.weights.digest import BLOCK, Digest
+from transferkit.weights.digest import BLOCK, Digest, digest_of
 from transferkit.weights.readers.archive import Stretch
-from transferkit.weights.readers.checks import another_digest, tensor_hash
+from transferkit.weights.readers.checks import another_digest, tensor_hash, verified
 from transferkit.weights.values import surely_finite
 
-__all__ = ["THREADS", "Looked", "fill", "look_over"]
+__all__ = ["THREADS", "Looked", "fill", "gather", "look_over"]
 
 THREADS = min(4, os.cpu_count() or 1)
 
@@ -31,10 +33,41 @@ class Looked:
     Args:
         finite: Whether every value is finite for sure; where not, somebody should look again.
         digest: The digest of the values.
+        content: The values, where they were kept.
     """
 
     finite: bool
     digest: str
+    content: np.ndarray[Any, Any] | None = None
+
+
+def gather(stretches: Sequence[Stretch]) -> list[Looked]:
+    """Reads small arrays and keeps them: those of a dtype side by side in memory, where they are looked at together.
+
+    Args:
+        stretches: Where the arrays lie.
+
+    Raises:
+        WeightsFileError: when one can't be read, or doesn't match the SHA-256 its file keeps of it.
+    """
+    by_dtype: dict[np.dtype[Any], list[int]] = defaultdict(list)
+    for i, stretch in enumerate(stretches):
+        by_dtype[stretch.dtype].append(i)
+    found: dict[int, Looked] = {}
+    for dtype, members in by_dtype.items():
+        ends = list(itertools.accumulate((stretches[i].nbytes for i in members), initial=0))
+        raw = np.empty(ends[-1], np.uint8)
+        room = raw.data
+        for i, start, end in zip(members, ends, ends[1:], strict=False):
+            stretches[i].read_into(room[start:end])
+        finite = surely_finite(raw.view(dtype))
+        for i, start, end in zip(members, ends, ends[1:], strict=False):
+            values = raw[start:end].view(dtype).reshape(stretches[i].shape)
+            stretch = stretches[i]
+            if stretch.sha256:
+                verified(stretch.piece.path, stretch.name, values, stretch.sha256)
+            found[i] = Looked(finite or surely_finite(values.reshape(-1)), digest_of(values), values)
+    return [found[i] for i in range(len(stretches))]
 
 
 def look_over(stretches: Sequence[Stretch]) -> list[Looked]:

@@ -6,7 +6,7 @@ The equations are those of the documentation of torch.nn.LSTM, GRU, RNN and Mult
 - LSTM: PyTorch's gates i, f, g, o are Keras's i, f, c, o. Keras has one bias, the sum of PyTorch's two.
 - GRU: r, z, n are Keras's r, z, h, which Keras keeps as z, r, h. The reset gate comes after the recurrent product, so both biases
   stay: it is Keras's `reset_after=True`.
-- `weight_norm` keeps a length and a direction: the weight is g · v / ‖v‖, the norm over every axis but the first.
+- `weight_norm` keeps a length and a direction: the weight is g · v / ‖v‖, the norm over the axes along which g is one.
 Pure: NumPy, and what matching sees of files and models.
 """
 
@@ -30,7 +30,7 @@ __all__ = ["arranged_torch", "is_torch_variable"]
 _RECURRENT = re.compile(r"(?P<part>weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)(?:_l(?P<layer>\d+)(?P<back>_reverse)?)?")
 _KINDS = {4: "LSTM", 3: "GRU", 1: "SimpleRNN"}
 _NAMES = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "simple_rnn"}
-_OWN = re.compile(r"running_mean|running_var|num_batches_tracked|in_proj_(weight|bias)|[qkv]_proj_weight")
+_OWN = re.compile(r"running_mean|running_var|num_batches_tracked|in_proj_(weight|bias)|[qkv]_proj_weight|weight_g|original[01]")
 _PROJECTIONS = ("query", "key", "value")
 # What models call the projections of attention, by the part Keras has: the Linear layers beside each other in one module.
 _BESIDE: Sequence[Mapping[str, str]] = (
@@ -214,16 +214,23 @@ def _attention(modules: Mapping[str, Mapping[str, FileArray]], known: set[str], 
 
 
 def _normed(path: str, own: Mapping[str, FileArray]) -> list[Composed]:
-    made = []
-    for length, direction in (("weight_g", "weight_v"),):
-        g, v = own.get(length), own.get(direction)
-        if g is not None and v is not None and v.shape and g.shape == (v.shape[0], *(1 for _ in v.shape[1:])):
+    """A weight of `torch.nn.utils.weight_norm`, or of the one of that name in `torch.nn.utils.parametrizations`."""
+    around, marked, parametrized = path.rpartition("parametrizations/")
+    if marked and "/" not in parametrized:
+        g, v, path, variable = own.get("original0"), own.get("original1"), around.rstrip("/"), parametrized
+    else:
+        g, v, variable = own.get("weight_g"), own.get("weight_v"), "weight"
+    if g is None or v is None or not v.shape or (g.shape and len(g.shape) != len(v.shape)):
+        return []
+    lengths = g.shape or tuple(1 for _ in v.shape)  # one length for all, or one for each along an axis
+    if any(n not in (1, m) for n, m in zip(lengths, v.shape, strict=True)):
+        return []
+    axes = tuple(axis for axis, n in enumerate(lengths) if n == 1)
 
-            def make(arrays: Sequence[Array]) -> Array:
-                scale, towards = arrays
-                norm = np.sqrt(np.square(towards, dtype=np.float64).sum(axis=tuple(range(1, towards.ndim)), keepdims=True))
-                return np.asarray(scale * towards / norm).astype(towards.dtype)
+    def make(arrays: Sequence[Array]) -> Array:
+        scale, towards = arrays
+        norm = np.sqrt(np.square(towards, dtype=np.float64).sum(axis=axes, keepdims=True))
+        return np.asarray(scale * towards / norm).astype(towards.dtype)
 
-            source = FileArray(f"{g.name} + {direction}", v.shape, path, "weight")
-            made.append(Composed(source, (g.name, v.name), make, "the length and direction of weight_norm multiplied"))
-    return made
+    source = FileArray(f"{g.name} + {v.variable}", v.shape, path, variable)
+    return [Composed(source, (g.name, v.name), make, "the length and direction of weight_norm multiplied")]

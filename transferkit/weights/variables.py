@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +49,12 @@ class Slot:
     @property
     def size(self) -> int:
         """The number of elements."""
-        return int(np.prod(self.info.shape, dtype=np.int64))
+        return math.prod(self.info.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its values."""
+        return self.size * self.dtype.itemsize
 
     @functools.cached_property
     def dtype(self) -> np.dtype[Any]:
@@ -89,10 +95,10 @@ def _held(layer: Any) -> list[Any]:
     return found
 
 
-def _all_its_own(layer: Any) -> bool:
+def _all_its_own(layer: Any, weights: Sequence[Any]) -> bool:
     """Whether every variable's path says the layer made it itself, so that no layer inside it need be looked for."""
     path = getattr(layer, "path", None)
-    return path is not None and all(variable.path == f"{path}/{variable.name}" for variable in layer.weights)
+    return path is not None and all(variable.path == f"{path}/{variable.name}" for variable in weights)
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ class _Owned:
     inside: str
 
 
-def _owned(layer: Any, inside: str, found: dict[int, _Owned], seen: set[int]) -> None:
+def _owned(layer: Any, weights: Sequence[Any], inside: str, found: dict[int, _Owned], seen: set[int]) -> None:
     """Fills `found` with the innermost owner of each variable of `layer`.
 
     The names on the way come from the layers: `variable.path` is another one after a model was rebuilt from its configuration.
@@ -111,18 +117,18 @@ def _owned(layer: Any, inside: str, found: dict[int, _Owned], seen: set[int]) ->
     if id(layer) in seen:
         return
     seen.add(id(layer))
-    own = {id(variable) for variable in layer.weights}
+    own = {id(variable) for variable in weights}
     used: dict[str, int] = {}
-    inner = [] if _all_its_own(layer) else _held(layer)
+    inner = [] if _all_its_own(layer, weights) else _held(layer)
     for held in {id(held): held for held in inner}.values():
-        weights = {id(variable) for variable in held.weights}
-        if not weights or not weights <= own or id(held) in seen:  # not its own but held by reference, or empty
+        its = held.weights
+        if not its or not {id(variable) for variable in its} <= own or id(held) in seen:  # held by reference, or empty
             continue
         count = used.get(held.name, 0)
         used[held.name] = count + 1
         name = held.name if not count else f"{held.name}_{count}"
-        _owned(held, f"{inside}{name}/", found, seen)
-    for variable in layer.weights:
+        _owned(held, its, f"{inside}{name}/", found, seen)
+    for variable in weights:
         found.setdefault(id(variable), _Owned(layer, inside))
 
 
@@ -137,9 +143,12 @@ def slots_of(model: Any) -> list[Slot]:
     found: dict[int, Slot] = {}
     names: dict[str, int] = {}
     for path, layer in [*leaf_layers_of(model), ("", model)]:
+        weights = layer.weights  # Keras puts the list together at every call
+        if not path and all(id(variable) in found for variable in weights):
+            continue
         owned: dict[int, _Owned] = {}
-        _owned(layer, "", owned, set())
-        for variable in layer.weights:
+        _owned(layer, weights, "", owned, set())
+        for variable in weights:
             owner, inside = owned[id(variable)].owner, owned[id(variable)].inside
             name = f"{path}/{inside}{variable.name}" if path else f"{inside}{variable.name}"
             if id(variable) in found:
@@ -194,7 +203,8 @@ def check_built(model: Any, *, asked: str, except_for: tuple[str, ...] = ()) -> 
         if isinstance(layer, keras.Model):
             children = list(layer.layers)
         else:
-            children = [] if layer.weights and layer.built and _all_its_own(layer) else _held(layer)
+            weights = layer.weights
+            children = [] if weights and layer.built and _all_its_own(layer, weights) else _held(layer)
         for child in children:
             where = f"{path}/{child.name}" if path else child.name
             if not child.built and not any(covers(pattern, where) or covers(pattern, f"{where}/*") for pattern in except_for):

@@ -5,6 +5,7 @@ A reader opens one format and gives an `Archive`. Nothing here or in a reader kn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,7 +57,7 @@ class ArrayInfo:
     @property
     def size(self) -> int:
         """The number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -87,7 +88,7 @@ class Stretch:
     @property
     def nbytes(self) -> int:
         """How many bytes they are."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def read_into(self, buffer: memoryview, start: int = 0) -> None:
         """Fills `buffer` with the array's bytes from `start` on."""

@@ -30,11 +30,13 @@ class Pages:
 
     def need(self, offset: int, length: int) -> None:
         """Reads these bytes, as far as the file has them; what lies past its end is for the caller to notice."""
+        page, there = self._page, self._there
+        first, last = offset // page, (offset + length - 1) // page
+        if length > 0 and first >= 0 and last < len(there) and last - first < 2 and there[first] and there[last]:
+            return
         if offset < 0 or length <= 0 or offset >= len(self.buffer):
             return
-        page, there = self._page, self._there
-        last = min(offset + length, len(self.buffer)) - 1
-        for number in range(offset // page, last // page + 1):
+        for number in range(first, min(last, (len(self.buffer) - 1) // page) + 1):
             if not there[number]:
                 start = number * page
                 self._piece.read_into(self.buffer[start : start + page], start, "the structure")

@@ -9,7 +9,7 @@ The layout is that of Keras's `legacy_h5_format`. Imports NumPy and the HDF5 rea
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -77,17 +77,18 @@ def _names(path: str, attributes: Mapping[str, Any], key: str, limits: Limits) -
     return values
 
 
-def _variable(layer: str, weight: str, class_name: str, together: Sequence[str]) -> str:
-    """The name of a weight within its layer, from the name the file gives it."""
+def _variable(layer: str, weight: str, class_name: str, scopes: Set[str]) -> str:
+    """The name of a weight within its layer, from the name the file gives it; `scopes` are the first parts of all names."""
     parts = re.sub(r":\d+$", "", weight).split("/")
     if layer in parts[:-1]:  # what stands before is the scope of a model around it
         return "/".join(parts[parts.index(layer) + 1 :])
     if len(parts) == 1:  # Keras 1: `dense_1_W`
         name = parts[0]
         return name[len(layer) + 1 :] if name.startswith(f"{layer}_") and len(name) > len(layer) + 1 else name
-    shared = all(other.split("/")[0] == parts[0] for other in together)
     renamed = re.fullmatch(rf"{re.escape(layer)}(_\d+)+", parts[0]) is not None
-    if shared and class_name not in _MODELS and (class_name or renamed):  # `conv_9/kernel` in `conv`: made unique by TensorFlow
+    if (
+        scopes == {parts[0]} and class_name not in _MODELS and (class_name or renamed)
+    ):  # `conv_9/kernel` in `conv`: made unique by TensorFlow
         return "/".join(parts[1:])
     return "/".join(parts)
 
@@ -161,8 +162,9 @@ def read_legacy_h5(path: str, tree: H5Tree, *, limits: Limits) -> Archive:
     for layer, weights in layers:
         group = "/".join(part for part in (root, *layer.split("/")) if part)
         own = []
+        scopes = {weight.split("/")[0] for weight in weights}
         for weight in weights:
-            variable = _variable(layer, weight, classes.get(layer, ""), weights)
+            variable = _variable(layer, weight, classes.get(layer, ""), scopes)
             name = f"{layer}/{variable}"
             if name in arrays:
                 name = variable = f"{layer}/{weight}"

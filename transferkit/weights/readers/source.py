@@ -143,8 +143,10 @@ class Source:
         """`length` bytes from `offset` on."""
         self._check(offset, length, what)
         if length <= _MOST_AT_ONCE and hasattr(os, "pread"):
-            with self._told(offset, what):
+            try:
                 content = os.pread(self._descriptor, length, offset)
+            except OSError as error:
+                raise self._failing(error, offset, what) from error
             if len(content) == length:
                 return content
         room = bytearray(length)
@@ -156,9 +158,10 @@ class Source:
         self._check(offset, len(buffer), what)
         done = 0
         while done < len(buffer):
-            part = buffer[done : done + _MOST_AT_ONCE]
-            with self._told(offset + done, what):
-                count = self._read_once(part, offset + done)
+            try:
+                count = self._read_once(buffer[done : done + _MOST_AT_ONCE], offset + done)
+            except OSError as error:
+                raise self._failing(error, offset + done, what) from error
             if not count:
                 raise self._cut()
             done += count
@@ -170,18 +173,14 @@ class Source:
             file.seek(offset)
             return file.readinto(buffer) or 0
 
-    @contextlib.contextmanager
-    def _told(self, offset: int, what: str) -> Iterator[None]:
-        """Gives an error of the disk the library's words."""
-        try:
-            yield
-        except OSError as error:
-            raise WeightsFileError(
-                asked_of(self.path),
-                found=f"{what or 'the file'} can't be read at byte {offset}: {error.strerror or error}",
-                cause="the disk, or the connection to it, is failing",
-                fix="copy the file to another disk and open it there",
-            ) from error
+    def _failing(self, error: OSError, offset: int, what: str) -> WeightsFileError:
+        """An error of the disk in the library's words."""
+        return WeightsFileError(
+            asked_of(self.path),
+            found=f"{what or 'the file'} can't be read at byte {offset}: {error.strerror or error}",
+            cause="the disk, or the connection to it, is failing",
+            fix="copy the file to another disk and open it there",
+        )
 
     def pieces(self, piece: int = 1 << 20) -> Iterator[memoryview]:
         """The whole file, piece by piece."""

@@ -350,6 +350,8 @@ def _archive(path: str, entries: dict[str, _Entry], content: Callable[[str, _Ent
         (slots if state else arrays)[name] = ArrayInfo(name, entry.shape, dtype, layer, variable)
         keys[name] = key
     check_sizes(path, [*arrays.values(), *slots.values()], limits)
+    for name in _exported_twice(arrays, {name: entries[key] for name, key in keys.items()}):
+        del arrays[name], keys[name]
     layers: dict[str, list[str]] = {}
     for info in arrays.values():
         layers.setdefault(info.layer, []).append(info.name)
@@ -391,6 +393,20 @@ def _archive(path: str, entries: dict[str, _Entry], content: Callable[[str, _Ent
         metadata={"no_numbers": shorten(texts)} if texts else {},
         optimizer_arrays=slots,
     )
+
+
+def _exported_twice(arrays: Mapping[str, ArrayInfo], entries: Mapping[str, _Entry]) -> list[str]:
+    """What `export` of Keras 3 lists under `_all_variables` besides the equal array of the same variable under `variables`."""
+
+    def marks(group: str) -> dict[str, tuple[Any, ...]]:
+        return {
+            name: (info.layer, info.variable, info.shape, info.dtype, entries[name].crc)
+            for name, info in arrays.items()
+            if name.startswith(group) and entries[name].crc is not None
+        }
+
+    first = set(marks("variables/").values())
+    return [name for name, mark in marks("_all_variables/").items() if mark in first]
 
 
 def _config(about: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
