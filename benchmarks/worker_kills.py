@@ -32,7 +32,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 ROWS, WIDTH, CLASSES, BATCH, PAUSE = 320, 8, 3, 32, 0.03
 #: Seconds in which a start must have written a checkpoint, or a run ended; what takes longer hangs. Counted in turns of waiting,
 #: so that a machine that was asleep isn't taken for it.
-PATIENCE, TURN = 180.0, 0.02
+PATIENCE, TURN = 300.0, 0.02
 
 
 def train(folder: Path) -> None:

@@ -381,7 +381,7 @@ strategy = tf.distribute.MultiWorkerMirroredStrategy()  # listens on the port at
 saved = folder / "saved.npy"
 done, total = np.load(saved) if saved.exists() else (0.0, 0.0)
 with strategy.scope():
-    sum_so_far = tf.Variable(total)
+    sum_so_far = tf.Variable(total, dtype=tf.float64)
 
 @tf.function
 def step(number):
