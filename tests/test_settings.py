@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -381,34 +380,6 @@ def test_a_line_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     one_phase().fit(network(), problem(), seed=0, verbose=2)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("all ")]
     assert [line.split("  ")[:2] for line in lines] == [["all 1/2", "rate 0.1"], ["all 2/2", "rate 0.1"]]
-
-
-@pytest.mark.slow
-def test_everything_at_once_on_two_devices_is_close_to_one() -> None:
-    script = textwrap.dedent(
-        """
-        import numpy as np, tensorflow as tf
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-        import transferkit as tk
-        random = np.random.default_rng(0)
-        y = random.integers(0, 3, 96); x = (random.normal(size=(96, 8)) + y[:, None]).astype("float32")
-        builder = tk.ModelBuilder((8,)).dense(16, "relu").classifier(3)
-        tuner = (tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=1, learning_rate=0.01)
-                 .phase("all", train=tk.Layers.all(), epochs=2, learning_rate=0.01, layer_decay=0.5, schedule="cosine")
-                 .optimizer("adamw").l2_sp(0.1).label_smoothing(0.1).mixup().ema(0.9))
-        one = builder.build(seed=0)
-        tuner.fit(one, (x, y), seed=0, verbose=0)
-        two = tk.Placement.mirrored(["CPU:0", "CPU:1"])
-        with two.scope():
-            many = builder.build(seed=0)
-        tuner.fit(many, (x, y), seed=0, placement=two, verbose=0)
-        print(max(float(np.abs(a - b).max()) for a, b in zip(one.get_weights(), many.get_weights())))
-        """
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert float(done.stdout.split()[-1]) < 1e-5
 
 
 def test_recalibrated_batch_norm_has_the_datas_statistics_and_keeps_them() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -562,38 +559,6 @@ def test_every_epoch_has_an_order_of_its_own_and_each_row_once() -> None:
     dataset = ordered_dataset((np.arange(50), np.arange(50)), batch_size=16, order=lambda: orders[0])
     assert [len(x) for x, _ in dataset] == [16, 16, 16, 2]
     np.testing.assert_array_equal(np.concatenate([x for x, _ in dataset]), orders[0])
-
-
-def test_mirrored_on_two_logical_devices_is_close_to_one_device() -> None:
-    """Needs two devices, which a process can make only before TensorFlow starts: so in a process of its own."""
-    script = textwrap.dedent(
-        """
-        import numpy as np, tensorflow as tf
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-        import transferkit as tk
-        random = np.random.default_rng(0)
-        y = random.integers(0, 3, 96); x = (random.normal(size=(96, 8)) + y[:, None]).astype("float32")
-        builder = tk.ModelBuilder((8,)).dense(16, "relu").classifier(3)
-        tuner = tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=3)
-        one = builder.build(seed=0)
-        tuner.fit(one, (x, y), seed=0, verbose=0)
-        two = tk.Placement.mirrored(["CPU:0", "CPU:1"])
-        with two.scope():
-            many = builder.build(seed=0)
-        tuner.fit(many, (x, y), seed=0, placement=two, verbose=0)
-        print(max(float(np.abs(a - b).max()) for a, b in zip(one.get_weights(), many.get_weights())))
-        try:
-            tuner.fit(one, (x, y), seed=0, placement=two, verbose=0)
-        except tk.errors.PlacementError as error:
-            print(str(error).splitlines()[1])
-        """
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    difference, refusal = done.stdout.strip().splitlines()[-2:]
-    assert float(difference) < 1e-5
-    assert refusal == "  found: a model built outside the placement's scope, so that its weights are on one device only"
 
 
 @pytest.mark.parametrize(

@@ -1,92 +1,190 @@
-"""`Placement`: on which devices a model is built and trained, as a value; `tf.distribute` beneath.
+"""`Placement`: on which devices a model is built and trained, in which precision, as a value; `tf.distribute` beneath.
 
-A placement names devices and holds none. `scope()` looks for them, and only then says when one isn't there.
+A placement names devices and holds none. `scope()` looks for them, and only then says when one isn't there. What TensorFlow can
+set only before it begins (parts of the CPU, the memory of GPUs, the connections between workers) is set there too, so the first
+scope belongs at the beginning of a script.
+
+A process has one strategy: several in one process come to use the same collectives, and a model that was built under one can't
+be trained under another. Imports `_keras`, `_plan`, `errors`, `cluster` and `meeting`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
+
+from typing_extensions import TypedDict, Unpack
 
 from transferkit._keras import keras, tf
 from transferkit._plan import JsonValue, register_value
-from transferkit.errors import PlacementError, PlanError
+from transferkit.cluster import Cluster, find_cluster
+from transferkit.errors import PlacementError, PlanError, did_you_mean
+from transferkit.meeting import check_in
 
-__all__ = ["Placement"]
+__all__ = ["Placement", "is_chief", "running"]
+
+_KINDS = ("auto", "cpu", "gpu", "mirrored", "multi_worker", "tpu")
+_PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+_BEGIN = "open the scope at the beginning of the script, before the first tensor, model or list of devices"
 
 
-@functools.cache
-def _mirrored_strategy(devices: tuple[str, ...]) -> Any:
-    """One strategy for each set of devices: a model built in one object's scope can't be trained in another's."""
-    return tf.distribute.MirroredStrategy(list(devices) or None)
+class _Options(TypedDict, total=False):
+    precision: str | None
+    jit_compile: bool | None
+    memory_growth: bool
+
+
+@dataclass
+class _Process:
+    """The strategy of this process, and what it was made for."""
+
+    of: Placement | None = None
+    strategy: Any = None
+    cluster: Cluster | None = None
+
+
+_process = _Process()
 
 
 @register_value
 @dataclass(frozen=True)
 class Placement:
-    """Where a model runs; made by `auto`, `cpu`, `gpu` or `mirrored`.
+    """Where a model runs; made by `auto`, `cpu`, `gpu`, `mirrored`, `multi_worker` or `tpu`.
 
     Args:
-        kind: `auto`, `cpu`, `gpu` or `mirrored`.
-        devices: TensorFlow's names of the devices (`GPU:0`), where they were given.
+        kind: Which of these.
+        devices: TensorFlow's names of the devices (`GPU:0`), or the address of a TPU, where they were given.
+        precision: `float32`, `mixed_float16` (with a scaled loss) or `mixed_bfloat16`; None for Keras's own setting. Heads that
+            `ModelBuilder` makes stay in float32.
+        jit_compile: Whether XLA compiles the steps; None leaves it to Keras, which does it where there is a GPU.
+        memory_growth: Whether TensorFlow takes a GPU's memory bit by bit, and not all of it at once.
 
     Example:
         >>> import transferkit as tk
-        >>> with tk.Placement.cpu().scope():
+        >>> placement = tk.Placement.cpu()
+        >>> with placement.scope():
         ...     model = tk.ModelBuilder((4,)).classifier(3).build()
+        >>> print(placement.describe())
+        the CPU, float32
     """
 
     kind: str
     devices: tuple[str, ...] = ()
+    precision: str | None = None
+    jit_compile: bool | None = None
+    memory_growth: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in ("auto", "cpu", "gpu", "mirrored"):
+        problems = []
+        if self.kind not in _KINDS:
+            problems.append(f"the kind {self.kind!r}{did_you_mean(str(self.kind), _KINDS)}")
+        if self.precision is not None and self.precision not in _PRECISIONS:
+            problems.append(f"the precision {self.precision!r}{did_you_mean(str(self.precision), _PRECISIONS)}")
+        if self.jit_compile not in (None, True, False):
+            problems.append(f"jit_compile={self.jit_compile!r}; it must be True, False or None")
+        if self.jit_compile and self.kind in ("mirrored", "multi_worker"):
+            problems.append("jit_compile=True on several devices; XLA compiles the steps of one")
+        if not isinstance(self.memory_growth, bool):
+            problems.append(f"memory_growth={self.memory_growth!r}; it must be True or False")
+        if self.kind in ("gpu", "mirrored"):
+            problems.extend(
+                f"the device {device!r}; devices are named like 'GPU:0'"
+                for device in self.devices
+                if not (isinstance(device, str) and re.fullmatch(r"(?:CPU|GPU):\d+", device))
+            )
+            again = sorted({device for device in self.devices if self.devices.count(device) > 1})
+            problems.extend(f"the device {device!r} twice" for device in again)
+        if problems:
             raise PlanError(
-                "Choosing a placement.", found=f"the kind {self.kind!r}", fix="Placement.auto(), .cpu(), .gpu(0) or .mirrored()"
+                "Choosing a placement.", found=problems, fix='Placement.auto(), .cpu(), .gpu(0), .mirrored(["GPU:0", …])'
             )
 
     @classmethod
-    def auto(cls) -> Placement:
-        """Whatever is there: several GPUs mirrored, one GPU, or the CPU."""
-        return cls("auto")
+    def auto(cls, **options: Unpack[_Options]) -> Placement:
+        """Whatever is there: several GPUs mirrored, one GPU, or the CPU.
+
+        Args:
+            options: `precision`, `jit_compile` and `memory_growth`, as in `Placement`; here and below.
+        """
+        return cls("auto", **options)
 
     @classmethod
-    def cpu(cls) -> Placement:
+    def cpu(cls, **options: Unpack[_Options]) -> Placement:
         """The CPU."""
-        return cls("cpu")
+        return cls("cpu", **options)
 
     @classmethod
-    def gpu(cls, index: int = 0) -> Placement:
+    def gpu(cls, index: int = 0, **options: Unpack[_Options]) -> Placement:
         """The GPU with that number, counted from 0."""
         if not isinstance(index, int) or isinstance(index, bool) or index < 0:
             raise PlanError("Choosing a GPU.", found=f"the number {index!r}; GPUs are counted from 0")
-        return cls("gpu", (f"GPU:{index}",))
+        return cls("gpu", (f"GPU:{index}",), **options)
 
     @classmethod
-    def mirrored(cls, devices: Sequence[str] | None = None) -> Placement:
-        """A copy of the model on each of several devices of this machine, their gradients summed
+    def mirrored(cls, devices: Sequence[str] | None = None, **options: Unpack[_Options]) -> Placement:
+        """A copy of the model on each of several devices of this machine, which share the rows of each batch
         (`tf.distribute.MirroredStrategy`).
 
         Args:
-            devices: TensorFlow's names, `["GPU:0", "GPU:1"]`; None for every GPU.
+            devices: TensorFlow's names, `["GPU:0", "GPU:1"]`; None for every GPU. `["CPU:0", "CPU:1"]` are two parts of the one
+                CPU, for trying out what several devices do: they make nothing faster.
+            options: As for `auto`.
         """
-        return cls("mirrored", tuple(devices or ()))
+        return cls("mirrored", tuple(devices or ()), **options)
+
+    @classmethod
+    def multi_worker(cls, **options: Unpack[_Options]) -> Placement:
+        """A copy of the model in each of several processes, on one machine or many, which share the rows of each batch
+        (`tf.distribute.MultiWorkerMirroredStrategy`).
+
+        Every process runs the same script on the same data. Which processes there are is read from the environment: `TF_CONFIG`,
+        which `python -m transferkit launch` sets, or what Slurm, torchrun and the like set.
+        """
+        return cls("multi_worker", **options)
+
+    @classmethod
+    def tpu(cls, address: str = "", **options: Unpack[_Options]) -> Placement:
+        """A TPU (`tf.distribute.TPUStrategy`), where TensorFlow has one.
+
+        Args:
+            address: Its name or address; the one of this machine where nothing is given.
+            options: As for `auto`.
+        """
+        return cls("tpu", (address,) if address else (), **options)
 
     def __repr__(self) -> str:
-        if self.kind == "gpu":
-            return f"Placement.gpu({self.devices[0].split(':')[1]})"
-        return f"Placement.{self.kind}({list(self.devices) if self.devices else ''})"
+        subject = {"gpu": [str(device.split(":")[1]) for device in self.devices], "tpu": [repr(name) for name in self.devices]}
+        listed = [repr(list(self.devices))] if self.devices else []
+        chosen = [
+            f"{item.name}={getattr(self, item.name)!r}" for item in fields(self)[2:] if getattr(self, item.name) != item.default
+        ]
+        return f"Placement.{self.kind}({', '.join([*subject.get(self.kind, listed), *chosen])})"
 
     def to_json_value(self) -> JsonValue:
-        return {"kind": self.kind, "devices": list(self.devices)}
+        return {**{item.name: getattr(self, item.name) for item in fields(self)}, "devices": list(self.devices)}
 
     @classmethod
     def from_json_value(cls, value: JsonValue, *, custom_objects: Mapping[str, Any]) -> Placement:
         del custom_objects
-        return cls(value["kind"], tuple(value["devices"]))
+        return cls(**{**value, "devices": tuple(value["devices"])})
+
+    def describe(self) -> str:
+        """One line that says which devices these are on this machine, in which precision, and whether XLA compiles the steps."""
+        there = self._resolved()
+        words = [there.devices[0] if there.devices else "the CPU"]
+        if there.kind == "mirrored":
+            words = [f"mirrored over {', '.join(there.devices) or 'every GPU'}"]
+        elif there.kind == "tpu":
+            words = [f"the TPU {' '.join(there.devices)}".rstrip()]
+        elif there.kind == "multi_worker":
+            words = ["the workers that the environment names" if _process.cluster is None else str(_process.cluster)]
+        words.append(self.precision or str(keras.config.dtype_policy().name))
+        words += [] if self.jit_compile is None else [f"XLA {'on' if self.jit_compile else 'off'}"]
+        words += ["memory as it is needed"] if self.memory_growth else []
+        return ", ".join(words)
 
     def _resolved(self) -> Placement:
         """This placement with `auto` decided by what is there."""
@@ -94,56 +192,183 @@ class Placement:
             return self
         gpus = tf.config.list_logical_devices("GPU")
         if len(gpus) > 1:
-            return Placement("mirrored", tuple(f"GPU:{index}" for index in range(len(gpus))))
-        return Placement("gpu", ("GPU:0",)) if gpus else Placement("cpu")
+            return replace(self, kind="mirrored", devices=tuple(f"GPU:{index}" for index in range(len(gpus))), jit_compile=None)
+        return replace(self, kind="gpu", devices=("GPU:0",)) if gpus else replace(self, kind="cpu")
 
-    def _check(self) -> None:
+    # -- what TensorFlow has
+
+    def _failed(self, found: str | Sequence[str], *, cause: str | None = None, fix: str | None = None) -> PlacementError:
+        return PlacementError(f"Placing a model by {self!r}.", found=found, cause=cause, fix=fix)
+
+    def _prepare(self) -> None:
+        """Sets what can be set only before TensorFlow begins."""
+        parts = [int(device[4:]) + 1 for device in self.devices if device.startswith("CPU:")]
+        (cpu, *_) = tf.config.list_physical_devices("CPU")
+        have = tf.config.get_logical_device_configuration(cpu) or [None]
+        try:
+            if self.kind == "mirrored" and max(parts, default=1) > len(have):
+                tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * max(parts))
+            for gpu in tf.config.list_physical_devices("GPU") if self.memory_growth else ():
+                if not tf.config.experimental.get_memory_growth(gpu):
+                    tf.config.experimental.set_memory_growth(gpu, True)
+        except RuntimeError as error:
+            what = "the memory of its GPUs is taken" if self.memory_growth else f"its CPU is {len(have)} device"
+            raise self._failed(f"TensorFlow has begun, and {what}", cause=str(error), fix=_BEGIN) from error
+
+    def _check_devices(self) -> None:
         there = {device.name.split("device:")[1] for device in tf.config.list_logical_devices()}
         missing = [device for device in self.devices if device not in there]
         if missing or (self.kind == "mirrored" and not self.devices and not any("GPU" in name for name in there)):
-            raise PlacementError(
-                f"Placing a model by {self!r}.",
-                found=[f"no device {device}" for device in missing] or "no GPU on this machine",
+            raise self._failed(
+                [f"no device {device}" for device in missing] or "no GPU on this machine",
                 cause=f"TensorFlow sees {', '.join(sorted(there))}",
                 fix="Placement.auto() takes what is there; for a GPU, install tensorflow[and-cuda] and a driver",
             )
 
-    def describe(self) -> str:
-        """One line that says which devices these are on this machine."""
-        resolved = self._resolved()
-        if resolved.kind == "mirrored":
-            return f"mirrored over {', '.join(resolved.devices) or 'every GPU'}"
-        return resolved.devices[0] if resolved.devices else "the CPU"
+    def _strategy(self) -> Any:
+        """The strategy, made on first use and kept for the life of the process; None on one device.
+
+        Raises:
+            PlacementError: when a device, a worker or a TPU isn't there, or the process has another strategy.
+        """
+        if keras.distribution.distribution() is not None:
+            raise self._failed(
+                "a distribution set by keras.distribution",
+                cause="on TensorFlow it is accepted and does nothing",
+                fix="keras.distribution.set_distribution(None)",
+            )
+        self._prepare()
+        here = self._resolved()
+        if here.kind not in ("multi_worker", "tpu"):
+            here._check_devices()
+        if here.kind in ("cpu", "gpu"):
+            return None
+        place = (here.kind, here.devices)
+        if _process.of is None:
+            _process.strategy = here._made()
+            _process.of = here
+        elif place != (_process.of.kind, _process.of.devices):
+            raise self._failed(
+                f"a process that runs by {_process.of!r}",
+                cause="strategies share the collectives of a process, so it can have one",
+                fix="start another process for another placement",
+            )
+        return _process.strategy
+
+    def _made(self) -> Any:
+        if self.kind == "mirrored":
+            return tf.distribute.MirroredStrategy(list(self.devices) or None)
+        if self.kind == "multi_worker":
+            return self._met()
+        try:
+            resolver = tf.distribute.cluster_resolver.TPUClusterResolver(*self.devices)
+            tf.config.experimental_connect_to_cluster(resolver)
+            tf.tpu.experimental.initialize_tpu_system(resolver)
+            return tf.distribute.TPUStrategy(resolver)
+        except (ValueError, RuntimeError, tf.errors.OpError) as error:
+            raise self._failed(
+                f"no TPU: {str(error).splitlines()[0]}",
+                cause="TensorFlow has TPUs on Google Cloud's machines, and nowhere else",
+                fix="Placement.auto() takes what is there",
+            ) from error
+
+    def _met(self) -> Any:
+        """The strategy of the workers, once all are there; None for a single one, which has nothing to share."""
+        found = find_cluster()
+        if found is None:
+            raise self._failed(
+                "no workers named in the environment",
+                cause="the script was started by itself: TF_CONFIG, TRANSFERKIT_WORKERS, RANK and Slurm's variables aren't set",
+                fix="python -m transferkit launch --workers 2 script.py",
+            )
+        cluster = _process.cluster = found if found.size == 1 else check_in(found)
+        if cluster.size == 1:
+            return None
+        resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+            tf.train.ClusterSpec({"worker": list(cluster.workers)}), task_type="worker", task_id=cluster.index, rpc_layer="grpc"
+        )
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+        except RuntimeError as error:
+            raise self._failed("TensorFlow has begun, without the other workers", cause=str(error), fix=_BEGIN) from error
+
+    # -- in use
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[Any]:
-        """Inside it, models are built and trained here. Gives the `tf.distribute` strategy, or None on one device.
+        """Inside it, models are built here, in this precision: on the first device, from which `fit` and `run` share out to all.
+
+        Gives the `tf.distribute` strategy, whose own scope isn't open in it, or None on one device.
 
         Raises:
-            PlacementError: when a device isn't there.
+            PlacementError: when a device, a worker or a TPU isn't there, TensorFlow has begun in a way that doesn't go with it,
+                or the process has another strategy.
         """
-        resolved = self._resolved()
-        resolved._check()
-        if resolved.kind == "mirrored":
-            strategy = _mirrored_strategy(resolved.devices)
-            with strategy.scope():
+        strategy = self._strategy()
+        before = keras.config.dtype_policy()
+        if self.precision is not None:
+            keras.config.set_dtype_policy(self.precision)
+        try:
+            with self._entered():
                 yield strategy
-        else:
-            with tf.device(resolved.devices[0] if resolved.devices else "CPU:0"):
-                yield None
+        finally:
+            keras.config.set_dtype_policy(before)
 
-    @staticmethod
-    def check_model(model: keras.Model, strategy: Any) -> None:
-        """Raises a PlacementError when the model was built outside the strategy's scope.
+    def _entered(self) -> contextlib.AbstractContextManager[Any]:
+        here = self._resolved()
+        if here.kind == "tpu":
+            return _process.strategy.scope()  # type: ignore[no-any-return]
+        if here.kind == "multi_worker" or not (here.devices or here.kind == "cpu"):
+            return contextlib.nullcontext()
+        return tf.device(here.devices[0] if here.devices else "CPU:0")  # type: ignore[no-any-return]
 
-        Args:
-            model: A built model.
-            strategy: What `scope()` gave.
-        """
-        if strategy is None or all(strategy.extended.variable_created_in_scope(item.value) for item in model.variables):
-            return
+    def _check_model(self, model: keras.Model) -> None:
+        asked = f"Training the model {model.name!r} by {self!r}."
+        if model.distribute_strategy.num_replicas_in_sync > 1:
+            raise PlacementError(
+                asked,
+                found="a model built in the scope of a strategy of tf.distribute",
+                cause="its weights are the strategy's, a copy on each device",
+                fix="build or open it in the placement's scope: `with placement.scope(): model = …`",
+            )
+        if self.precision is not None and model.dtype_policy.name != self.precision:
+            raise PlacementError(
+                asked,
+                found=f"a model built outside the placement's scope, in {model.dtype_policy.name}",
+                cause="a layer has its precision from when it is made",
+                fix="build or open it inside: `with placement.scope(): model = …`",
+            )
+
+
+def is_chief(strategy: Any) -> bool:
+    """Whether this process writes the files of a run: the first worker, or the only one."""
+    resolver = getattr(strategy, "cluster_resolver", None)
+    return resolver is None or not resolver.task_id
+
+
+@contextlib.contextmanager
+def running(placement: Placement | None, model: keras.Model) -> Iterator[Any]:
+    """Inside it, a model is trained or judged where it was built. Gives the strategy, or None on one device.
+
+    Args:
+        placement: Where the model was built; None for wherever that was.
+        model: A built model.
+
+    Raises:
+        PlacementError: as in `Placement.scope`; when the model was built elsewhere or in another precision; and inside a scope of
+            a strategy of tf.distribute, which the placement isn't in.
+    """
+    if placement is None:
+        yield None
+        return
+    strategy = placement._strategy()
+    placement._check_model(model)
+    if tf.distribute.has_strategy():
         raise PlacementError(
-            f"Training the model {model.name!r} on {strategy.num_replicas_in_sync} devices.",
-            found="a model built outside the placement's scope, so that its weights are on one device only",
-            fix="build or open it inside: `with placement.scope(): model = …`, and call fit in the same block",
+            f"Running the model {model.name!r} by {placement!r}.",
+            found="a call inside `strategy.scope()` of tf.distribute",
+            cause="optimizer and metrics are made once for all replicas, outside of it",
+            fix="call it after the block",
         )
+    with placement._entered():
+        yield strategy

@@ -209,22 +209,24 @@ class Recipe(Plan):
         seed = secrets.randbits(31) if seed is None else seed
         with placement.scope() if placement else contextlib.nullcontext():
             model, report = self.make(data, seed=seed, batch_size=batch_size)
-            run = self.tuner.fit(
-                model,
-                data,
-                validation_data=validation_data,
-                batch_size=batch_size,
-                callbacks=callbacks,
-                class_weight=class_weight,
-                seed=seed,
-                placement=placement,
-                checkpoint_dir=checkpoint_dir,
-                resume=resume,
-                save_every=save_every,
-                keep_checkpoints=keep_checkpoints,
-                verbose=verbose,
-            )
-            evaluation = None if test_data is None else self.evaluator.run(model, test_data, batch_size=batch_size)
+        run = self.tuner.fit(
+            model,
+            data,
+            validation_data=validation_data,
+            batch_size=batch_size,
+            callbacks=callbacks,
+            class_weight=class_weight,
+            seed=seed,
+            placement=placement,
+            checkpoint_dir=checkpoint_dir,
+            resume=resume,
+            save_every=save_every,
+            keep_checkpoints=keep_checkpoints,
+            verbose=verbose,
+        )
+        evaluation = None
+        if test_data is not None:
+            evaluation = self.evaluator.run(model, test_data, batch_size=batch_size, placement=placement)
         return Result(model=model, run=run, load=report, evaluation=evaluation)
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from transferkit._keras import keras, tf
 from transferkit.building.heads import check_class_names, heads_of
+from transferkit.building.replicas import Replicas
 from transferkit.data import Batch, batches, is_arrays
 from transferkit.errors import DataError, EvaluationError
 from transferkit.evaluation.rows import FloatArray, Rows
@@ -216,6 +217,7 @@ def collect(
     batch_size: int = 32,
     metrics: Sequence[Any] = (),
     want_loss: bool = True,
+    strategy: Any = None,
     asked: str = "Evaluating a model.",
 ) -> Collected:
     """Runs the model over the data once.
@@ -227,6 +229,7 @@ def collect(
         batch_size: Rows at a time where `data` is arrays.
         metrics: Keras metrics, which are reset, then see every batch.
         want_loss: Whether the loss is asked for.
+        strategy: Whose replicas share the rows of each batch; None on one device.
         asked: What the caller wanted, for messages.
 
     Raises:
@@ -236,6 +239,7 @@ def collect(
     head = _judged(model, output, data, asked)
     compiled = _part(getattr(model, "loss", None), head, what="losses")
     state = _Pass(model, head, compiled, want_loss, asked)
+    state.replicas = None if strategy is None else Replicas(model, strategy)
     for metric in metrics:
         metric.reset_state()
     if is_arrays(data) and len(data) > 1 and data[1] is not None:
@@ -282,10 +286,14 @@ class _Pass:
         self.signature: tuple[Any, ...] = ()
         self.step: Any = None
         self.by_row = True
+        self.replicas: Replicas | None = None
 
     def _predict(self, x: Any) -> tuple[Any, Any]:
-        outputs = self.model(x, training=False)
-        added = self.model.losses
+        if self.replicas is None:
+            outputs, added = self.model(x, training=False), self.model.losses
+        else:
+            done = self.replicas.forward(x)
+            outputs, added = done.outputs(), [*([] if done.added is None else [done.added]), *self.replicas.penalties()]
         penalty = tf.add_n([tf.cast(tf.reduce_sum(v), "float32") for v in added]) if added else tf.constant(0.0)
         return _part(outputs, self.head, what="outputs"), penalty
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from transferkit.evaluation.metrics import METRICS, metric_named
 from transferkit.evaluation.report import Evaluation
 from transferkit.evaluation.resampling import Method
 from transferkit.evaluation.rows import FloatArray, Kind, Rows, probabilities_of
+from transferkit.placement import Placement, running
 from transferkit.tasks import Task
 
 __all__ = ["Evaluator"]
@@ -132,6 +134,7 @@ class Evaluator(Plan):
         classes: Sequence[str] | None = None,
         groups: ArrayLike | None = None,
         metrics: Sequence[Any] = (),
+        placement: Placement | None = None,
     ) -> Evaluation:
         """Runs the model over the data once and judges its predictions; the model stays as it is.
 
@@ -143,6 +146,8 @@ class Evaluator(Plan):
             classes: A name for each class; those of the data, or else of the builder that made the head, where one is known.
             groups: One group a row (n,), such as the patient: rows of a group are resampled together.
             metrics: Keras metrics, custom ones too, that see every batch beside the plan's own; they have no interval.
+            placement: Where the model was built, if its devices are to share the rows of each batch; every worker then has to
+                call this. Without one, this process takes all rows through the model by itself.
 
         Returns:
             The `Evaluation`.
@@ -160,15 +165,17 @@ class Evaluator(Plan):
         """
         names = tuple(self._start.positional)
         asked = f"Computing {', '.join(names)} of the model {model.name!r}." if names else f"Evaluating the model {model.name!r}."
-        collected = collect(
-            model,
-            data,
-            output=output,
-            batch_size=batch_size,
-            metrics=metrics,
-            want_loss=not names or "loss" in names,
-            asked=asked,
-        )
+        with running(placement, model) if placement else contextlib.nullcontext() as strategy:
+            collected = collect(
+                model,
+                data,
+                output=output,
+                batch_size=batch_size,
+                metrics=metrics,
+                want_loss=not names or "loss" in names,
+                strategy=strategy,
+                asked=asked,
+            )
         known = classes if classes is not None else collected.class_names or None
         rows = self._rows(collected, known, groups, asked=asked)
         names = names or _defaults(rows)

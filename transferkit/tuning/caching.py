@@ -31,6 +31,7 @@ from transferkit.tuning.feature_noise import feature_noise
 from transferkit.tuning.features import Features
 from transferkit.tuning.fingerprints import BLOCK, repeats
 from transferkit.tuning.phases import PhasePlan
+from transferkit.tuning.replicated import shared
 from transferkit.tuning.sharing import features_of, in_use, is_shared
 from transferkit.tuning.snapshots import Reader
 
@@ -74,6 +75,7 @@ class CachedPhase:
 
     Args:
         split: The two parts.
+        trained: The suffix, or what trains it on several replicas.
         features: Of the training rows.
         rows: The training rows.
         validation: The validation rows; None without any, or where they are no features.
@@ -82,6 +84,7 @@ class CachedPhase:
     """
 
     split: Split
+    trained: Any = field(repr=False)
     features: Features = field(repr=False)
     rows: Rows = field(repr=False)
     validation: Rows | None = field(repr=False)
@@ -102,7 +105,7 @@ class CachedPhase:
     ) -> None:
         """Trains the model's suffix by the model's optimizer; callbacks know the model, whose weights are the suffix's."""
         train(
-            self.split.suffix,
+            self.trained,
             self.rows,
             order=order,
             epochs=epochs,
@@ -129,6 +132,7 @@ class Cache:
         mixes: Whether the inputs of a batch are mixed.
         steps_per_epoch: As `fit` takes it.
         seed: Of the run.
+        strategy: Whose replicas share the rows of each batch; None on one device.
     """
 
     def __init__(
@@ -142,8 +146,9 @@ class Cache:
         mixes: bool,
         steps_per_epoch: int | None,
         seed: int = 0,
+        strategy: Any = None,
     ) -> None:
-        self._settings, self._seed = settings, seed
+        self._settings, self._seed, self._strategy = settings, seed, strategy
         self._wanted = settings.wanted
         self._data, self._validation = data, validation
         self._batch_size, self._class_weight = batch_size, class_weight
@@ -189,7 +194,8 @@ class Cache:
             jit_compile=model.jit_compile,
             run_eagerly=model.run_eagerly,
         )
-        steps = Steps(made.suffix, batch_size=self._batch_size, counts=_only_count(metrics))
+        trained = shared(made.suffix, self._strategy, loss=loss, loss_weights=loss_weights, metrics=metrics)
+        steps = Steps(trained, batch_size=self._batch_size, counts=_only_count(metrics))
         features, validation = self._both(made, steps)
         words = f"{len(made.cached)} layers computed once, up to {_places(made)}: {features}"
         noise = self._settings.noise
@@ -197,6 +203,7 @@ class Cache:
             words += f"; trained with noise of {noise:g} of each feature's standard deviation"
         return CachedPhase(
             split=made,
+            trained=trained,
             features=features,
             rows=rows_of_features(
                 features,

@@ -20,6 +20,7 @@ from transferkit._keras import keras, tf
 from transferkit.building.graph_model import GraphModel
 from transferkit.tuning.epochs import Watch, run_epochs
 from transferkit.tuning.features import Features
+from transferkit.tuning.replicated import own_steps
 
 __all__ = ["Rows", "Steps", "batch_hooks", "class_weights", "rows_of_features", "same_kernels", "train"]
 
@@ -106,8 +107,8 @@ class Steps:
         self.batch_size = batch_size
         self._counts = counts
         # A step of the user's gives logs of its own, which only the step itself can tell.
-        own = any(getattr(type(model), name) is not getattr(keras.Model, name) for name in ("train_step", "test_step"))
-        self._alone = own or model.run_eagerly
+        own = own_steps(model, ("train_step", "test_step"))
+        self._alone = bool(own) or model.run_eagerly or getattr(model, "by_step", False)
         self._compiled_for: dict[Any, Any] = {}
         self._ready = False
 

@@ -20,10 +20,12 @@ class FullSteps:
     Args:
         model: Built and compiled.
         stream: The batches.
+        each: How many steps are taken before callbacks are told.
     """
 
-    def __init__(self, model: Any, stream: Stream) -> None:
+    def __init__(self, model: Any, stream: Stream, *, each: int = 1) -> None:
         self._model, self._stream = model, stream
+        self._each = each
         self._known = stream.steps
         #: Whether an epoch goes on in the pass of the one before.
         self._continues = stream.steps != stream.batches
@@ -56,7 +58,7 @@ class FullSteps:
             if tf.distribute.has_strategy():
                 dataset = self._model.distribute_strategy.experimental_distribute_dataset(dataset)
             iterator = stream.iterator = iter(dataset)
-            reads = [next] * stream.dropped(first) + ([self._model.train_function] if warm else [])
+            reads = [next] * stream.dropped(first) + ([self._take] if warm else [])
             with stream.failing():
                 if reads:
                     reads[0](iterator)
@@ -73,7 +75,7 @@ class FullSteps:
         stream = self._stream
         if not self._continues:
             stream.number, stream.seen = epoch, first
-        self._open(stream.number, stream.seen - min(first, self._model.steps_per_execution), warm=True)
+        self._open(stream.number, stream.seen - min(first, self._each), warm=True)
 
     def epoch(self, epoch: int, first: int, callbacks: Any, shown: Any, watch: Any) -> Any:
         model, stream = self._model, self._stream
@@ -93,8 +95,19 @@ class FullSteps:
         self._stream.iterator = None
         self._stream.number, self._stream.seen = self._stream.number + 1, 0
 
+    def _take(self, iterator: Any, most: int | None = None) -> Any:
+        """Takes the steps that callbacks hear of as one, `most` at most; gives the last one's figures."""
+        logs = self._model.train_function(iterator)
+        together = self._model.steps_per_execution
+        for _ in range(together, self._each if most is None else min(self._each, most), together):
+            try:
+                logs = self._model.train_function(iterator)
+            except (StopIteration, tf.errors.OutOfRangeError):
+                break
+        return logs
+
     def _steps(self, epoch: int, first: int, callbacks: Any, shown: Any, watch: Any) -> Any:
-        model, stream, each = self._model, self._stream, self._model.steps_per_execution
+        stream, each = self._stream, self._each
         step, logs = first, {}
         while self._known is None or step < self._known:
             if self._continues and stream.batches is not None and stream.seen >= stream.batches:
@@ -103,7 +116,7 @@ class FullSteps:
             callbacks.on_train_batch_begin(step)
             try:
                 with stream.failing():
-                    logs = model.train_function(stream.iterator)
+                    logs = self._take(stream.iterator, None if self._known is None else self._known - step)
             except (StopIteration, tf.errors.OutOfRangeError):
                 if self._known is None:
                     self._known = step
@@ -117,7 +130,8 @@ class FullSteps:
                     _warn_short(step, epoch)
                     self._end_pass()
                 break
-            step, stream.seen = step + each, stream.seen + each
+            taken = each if self._continues or self._known is None else min(each, self._known - step)
+            step, stream.seen = step + taken, stream.seen + taken
             callbacks.on_train_batch_end(step - 1, logs)
             watch.stepped(epoch, step, logs)
             if shown.stop_training:

@@ -25,6 +25,7 @@ from transferkit.tuning.guards import check_start, out_of_memory
 from transferkit.tuning.objectives import Objective
 from transferkit.tuning.optimizer_state import as_plain, raw_steps, set_raw_steps
 from transferkit.tuning.phases import PhasePlan, in_effect
+from transferkit.tuning.replicated import begin_alike, fresh_metrics, shared, spread_seeds, whole_batch_norm
 from transferkit.tuning.resuming import Session
 from transferkit.tuning.run import PhaseRecord
 from transferkit.tuning.settings import Settings, Targets, take_over
@@ -51,10 +52,13 @@ class Job:
         class_weight: As `fit` takes it.
         steps_per_epoch: As `fit` takes it.
         validation_steps: As `fit` takes it.
+        steps_per_execution: As `compile` takes it.
         verbose: As `fit` takes it.
         cache: Whether and how frozen layers are computed once.
         checks: Looks at each batch that isn't in memory.
         watch: What watches over the run, keeps it in checkpoints and goes on with it.
+        strategy: Whose replicas share the rows of each batch; None on one device.
+        jit_compile: Whether XLA compiles the steps; None leaves it to Keras.
     """
 
     data: Any
@@ -70,9 +74,12 @@ class Job:
     class_weight: Any = None
     steps_per_epoch: int | None = None
     validation_steps: int | None = None
+    steps_per_execution: int = 1
     verbose: Any = "auto"
     cache: CacheSettings = field(default_factory=CacheSettings)
     checks: BatchChecks | None = None
+    strategy: Any = None
+    jit_compile: bool | None = None
     watch: Session = field(kw_only=True)
 
 
@@ -164,10 +171,11 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
         validation = ordered_dataset(validation, batch_size=job.batch_size, order=lambda: np.arange(val_rows))
     validation = job.targets.validation(validation)
     check_start(model)
+    begin_alike(model, job.strategy)
     seed_model(model, job.seed)
     watch = job.watch
     starts = watch.starts(job.settings.starts(model), model.weights)
-    watch.begin(model, state.history, records, stream.by_epoch)
+    watch.begin(model, state.history, records, stream.by_epoch, spread=lambda: spread_seeds(model, job.strategy))
     minimised = job.targets.objective
     batches_an_epoch = stream.steps
     cache = Cache(
@@ -179,6 +187,7 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
         mixes=job.targets.mixing is not None,
         steps_per_epoch=job.steps_per_epoch,
         seed=job.seed,
+        strategy=job.strategy,
     )
     progress = Progress([(plan.phase.name, plan.phase.epochs) for plan in plans])
     optimizer: Any = None
@@ -205,9 +214,14 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
                 optimizer=optimizer,
                 loss=minimised.loss,
                 loss_weights=minimised.loss_weights,
-                metrics=_fresh_metrics(minimised.metrics),
+                metrics=fresh_metrics(minimised.metrics),
+                steps_per_execution=job.steps_per_execution,
+                jit_compile="auto" if job.jit_compile is None else job.jit_compile,
             )
             optimizer = model.optimizer  # which wraps the one given under a policy that scales the loss
+            trained = shared(
+                model, job.strategy, loss=minimised.loss, loss_weights=minimised.loss_weights, metrics=minimised.metrics
+            )
             if previous is not None:
                 take_over(previous, model)
             before = raw_steps(optimizer)
@@ -238,24 +252,24 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
                 plan,
                 loss=minimised.loss,
                 loss_weights=minimised.loss_weights,
-                metrics=_fresh_metrics(minimised.metrics),
+                metrics=fresh_metrics(minimised.metrics),
                 decided=watch.decided(index),
             )
             if job.verbose:
                 print(words)
-            in_full = FullSteps(model, stream) if cached is None else None
+            in_full = FullSteps(trained, stream, each=job.steps_per_execution) if cached is None else None
             watch.begin_phase(
                 index,
                 plan,
                 begun=begun,
-                trained=model if cached is None else cached.split.suffix,
+                trained=trained if cached is None else cached.trained,
                 callbacks=callbacks,
                 words=words,
                 in_full=in_full,
                 stream=stream,
             )
-            evaluate = _evaluation(model, validation, job, callbacks)
-            with _within_memory(model, plan, job):
+            evaluate = _evaluation(trained, validation, job, callbacks)
+            with _within_memory(model, plan, job), whole_batch_norm(model, job.strategy):
                 if cached is not None:
                     cached.fit(
                         model,
@@ -270,11 +284,12 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
                 else:
                     assert in_full is not None
                     run_epochs(
-                        model,
+                        trained,
                         in_full,
                         epochs=begun + plan.phase.epochs,
                         initial_epoch=begun,
                         callbacks=callbacks,
+                        shown=model,
                         evaluate=evaluate,
                         watch=watch,
                     )
@@ -302,7 +317,7 @@ def compile_as_given(model: Any, job: Job, optimizer: Any) -> None:
         optimizer=optimizer,
         loss=job.objective.loss,
         loss_weights=job.objective.loss_weights,
-        metrics=_fresh_metrics(job.objective.metrics),
+        metrics=fresh_metrics(job.objective.metrics),
     )
 
 
@@ -327,15 +342,3 @@ def _evaluation(model: Any, validation: Any, job: Job, callbacks: Any) -> Callab
     if validation is None:
         return None
     return lambda: model.evaluate(validation, steps=job.validation_steps, callbacks=callbacks, verbose=0, return_dict=True)
-
-
-def _fresh_metrics(metrics: Any) -> Any:
-    """Metrics keep state in variables of their own, so each phase compiles with new ones.
-
-    None becomes an empty list: compiled with None, a model keeps the metrics of the compile before, made for other labels.
-    """
-    if metrics is None:
-        return []
-    return keras.tree.map_structure(
-        lambda item: type(item).from_config(item.get_config()) if isinstance(item, keras.metrics.Metric) else item, metrics
-    )

@@ -40,7 +40,7 @@ _FORMAT = 1
 
 @contextlib.contextmanager
 def session(
-    folder: str | os.PathLike[str] | None, *, resume: bool, save_every: int | float | None, keep: int
+    folder: str | os.PathLike[str] | None, *, resume: bool, save_every: int | float | None, keep: int, writes: bool = True
 ) -> Iterator[Session]:
     """What watches over one call of `fit`, and holds its folder for it.
 
@@ -49,6 +49,7 @@ def session(
         resume: Whether to go on from what is there.
         save_every: A whole number of steps, or a float of seconds; None for as often as is cheap.
         keep: How many checkpoints are kept.
+        writes: Whether this process writes them; of several workers one does, and the others only read where to go on.
 
     Raises:
         PlanError: for arguments that mean nothing.
@@ -67,21 +68,35 @@ def session(
         yield Session(None, None, None, Signals(""))
         return
     path = Path(folder).expanduser()
+    if not writes:
+        path.mkdir(parents=True, exist_ok=True)
+        yield Session(None, _begun(CheckpointFolder(path, keep=keep), resume=resume), None, Signals(""))
+        return
     with storage.lock(path):
         checkpoints = CheckpointFolder(path, keep=keep)
-        found = checkpoints.newest()
-        if found is not None and not resume:
-            raise StorageError(
-                f"Training with checkpoints in {str(path)!r}.",
-                found=f"a run that is {'finished' if 'finished' in found.state else 'under way'} there",
-                fix="resume=True goes on with it; for another run, name another folder",
-            )
+        found = _begun(checkpoints, resume=resume)
         with Signals(str(path)) as signals:
             watch = Session(checkpoints, found, save_every, signals)
             try:
                 yield watch
             finally:
                 checkpoints.close()
+
+
+def _begun(checkpoints: CheckpointFolder, *, resume: bool) -> Checkpoint | None:
+    """The checkpoint to go on from; None where there is none.
+
+    Raises:
+        StorageError: where there is one, and it isn't to be gone on with.
+    """
+    found = checkpoints.newest()
+    if found is not None and not resume:
+        raise StorageError(
+            f"Training with checkpoints in {str(checkpoints.path)!r}.",
+            found=f"a run that is {'finished' if 'finished' in found.state else 'under way'} there",
+            fix="resume=True goes on with it; for another run, name another folder",
+        )
+    return found
 
 
 def stored_seed(folder: str | os.PathLike[str] | None, *, resume: bool) -> int | None:
@@ -145,13 +160,13 @@ class Session(Watch):
             StorageError: when it isn't the run in the folder, saying in what it differs.
         """
         self._fingerprint = marks
-        if self._found is None or self._folder is None:
+        if self._found is None:
             return
         finished = "finished" in self._found.state
         differing = differences(self._found.state["fingerprint"], marks)
         if differing:
             raise StorageError(
-                f"Going on with the run in {str(self._folder.path)!r}.",
+                f"Going on with the run in {repr(str(self._folder.path)) if self._folder else 'the folder of the chief'}.",
                 found=differing,
                 cause="it is another run's folder, or the script was changed since",
                 fix="name another folder for another run"
@@ -190,15 +205,33 @@ class Session(Watch):
 
     # -- phases
 
-    def begin(self, model: Any, history: dict[str, list[float]], records: list[PhaseRecord], by_epoch: str) -> None:
-        """Begins the run, or goes on with it: the model gets its weights, the history what is in it."""
+    def begin(
+        self,
+        model: Any,
+        history: dict[str, list[float]],
+        records: list[PhaseRecord],
+        by_epoch: str,
+        *,
+        spread: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begins the run, or goes on with it: the model gets its weights, the history what is in it.
+
+        Args:
+            model: The model.
+            history: The figures over all phases.
+            records: What the phases did.
+            by_epoch: Why the run can go on from the beginning of an epoch only; empty when it can from any batch.
+            spread: Gives replicas what is each one's own, when all have the same.
+        """
         self._model, self._history, self._records, self._by_epoch = model, history, records, bool(by_epoch)
+        self._spread = spread
         if self._folder is not None and by_epoch:
             self.tell(f"A stopped run goes on from the beginning of an epoch: the data is {by_epoch}.")
         if self._found is not None:
             _assign(_named("model", model.variables), self._found.arrays)
             history.update({name: list(values) for name, values in self._found.state["history"].items()})
             self._steps = self._found.state["steps"]
+        spread()
 
     def starts(self, values: dict[int, Any], variables: Sequence[Any]) -> dict[int, Any]:
         """The weights as they were loaded at the run's beginning, which this call's needn't be; and they are kept."""
@@ -252,7 +285,7 @@ class Session(Watch):
         self._guard = Guard(plan.phase.name, changing, self._model.variables)
         self._states = CallbackStates(callbacks.callbacks)
         self._trained, self._read = trained, None
-        self._random = self._random or (random_variables() if self._folder is not None else [])
+        self._random = self._random or (random_variables() if self._folder or self._found else [])
         self._in_full = in_full
         if self._folder is not None and in_full is None and stream.reshuffles:
             self.tell(
@@ -303,6 +336,7 @@ class Session(Watch):
         found = self._found
         assert found is not None
         _assign(self._named(), found.arrays)
+        self._spread()
         load_random_state(found.state["random"], found.arrays)
         self._states.load(found.state["callbacks"], found.arrays)
         self._model.stop_training = found.state["stop"]

@@ -12,9 +12,9 @@ from transferkit._objects import KerasObject
 from transferkit._plan import steps_named
 from transferkit._table import Table
 from transferkit.building.heads import heads_of
-from transferkit.data import split
+from transferkit.data import Data, is_arrays, row_count, split
 from transferkit.errors import DataError, ModelError, PlanError, did_you_mean
-from transferkit.placement import Placement
+from transferkit.placement import Placement, is_chief, running
 from transferkit.tuning.cache_settings import CacheSettings
 from transferkit.tuning.caching import planned_split
 from transferkit.tuning.callbacks import TensorBoardLogs
@@ -22,6 +22,7 @@ from transferkit.tuning.checking import BatchChecks, check_classes, unscaled
 from transferkit.tuning.costs import cost_of
 from transferkit.tuning.defaults import default_plan, explanation
 from transferkit.tuning.describing import Description, PhaseDescription
+from transferkit.tuning.differences import check_batch, differences
 from transferkit.tuning.feeding import check_inputs, complete_class_weights, first_rows
 from transferkit.tuning.identity import identity
 from transferkit.tuning.layers import Layers
@@ -31,6 +32,7 @@ from transferkit.tuning.noise import restore, set_stochastic_depth
 from transferkit.tuning.objectives import Objective, objective_of
 from transferkit.tuning.optimizers import changed
 from transferkit.tuning.phases import PhasePlan, resolve
+from transferkit.tuning.replicated import agreed_seed
 from transferkit.tuning.resuming import Session, session
 from transferkit.tuning.run import PhaseRecord, Run
 from transferkit.tuning.schedules import Schedule
@@ -219,6 +221,7 @@ class FineTuner(TuningSteps):
         class_weight: Mapping[int, float] | None = None,
         steps_per_epoch: int | None = None,
         validation_steps: int | None = None,
+        steps_per_execution: int = 1,
         seed: int | None = None,
         placement: Placement | None = None,
         tensorboard: str | os.PathLike[str] | None = None,
@@ -241,9 +244,10 @@ class FineTuner(TuningSteps):
             class_weight: Class → weight of its rows in the loss; 1 for a class that isn't named.
             steps_per_epoch: Batches in an epoch, for data without an end.
             validation_steps: The same for validation.
+            steps_per_execution: How many steps are taken in one call of the compiled function, as for Keras's `compile`.
             seed: Fixes the order of the rows, dropout and augmentation, and Keras's global random state with them. Without one
                 it is drawn, and stands in the result.
-            placement: Where it runs; where the model is without one.
+            placement: Where it runs; where the model is without one. On several devices they share the rows of each batch.
             tensorboard: A folder for TensorBoard's files: loss, metrics and learning rate of all phases over one axis of steps.
             checkpoint_dir: A folder for checkpoints, of this run alone. With it, Ctrl-C finishes the step, writes a checkpoint
                 and raises a `TrainingInterruptedError`, and SIGTERM ends the process with code 75; a second one stops at once.
@@ -272,17 +276,24 @@ class FineTuner(TuningSteps):
                 cause="a checkpoint within a phase would have to be loaded into a model that lacks them",
                 fix="leave checkpoint_dir out, or .lora",
             )
-        with session(checkpoint_dir, resume=resume, save_every=save_every, keep=keep_checkpoints) as watch:
+        with (
+            running(placement, model) as strategy,
+            session(
+                checkpoint_dir, resume=resume, save_every=save_every, keep=keep_checkpoints, writes=is_chief(strategy)
+            ) as watch,
+        ):
             return self._fit(
                 model,
                 data,
                 watch,
+                strategy,
                 validation_data=validation_data,
                 batch_size=batch_size,
                 callbacks=callbacks,
                 class_weight=class_weight,
                 steps_per_epoch=steps_per_epoch,
                 validation_steps=validation_steps,
+                steps_per_execution=steps_per_execution,
                 seed=seed,
                 placement=placement,
                 tensorboard=tensorboard,
@@ -294,6 +305,7 @@ class FineTuner(TuningSteps):
         model: Any,
         data: Any,
         watch: Session,
+        strategy: Any,
         *,
         validation_data: Any,
         batch_size: int,
@@ -301,6 +313,7 @@ class FineTuner(TuningSteps):
         class_weight: Mapping[int, float] | None,
         steps_per_epoch: int | None,
         validation_steps: int | None,
+        steps_per_execution: int,
         seed: int | None,
         placement: Placement | None,
         tensorboard: str | os.PathLike[str] | None,
@@ -308,10 +321,11 @@ class FineTuner(TuningSteps):
     ) -> Run:
         """`fit` under its watch."""
         plans = self._resolved(model)
+        apart = differences(model, plans, strategy)
         given_seed = seed is not None
         seed = watch.seed(seed)
-        seed = secrets.randbits(31) if seed is None else seed
-        _check_arguments(batch_size=batch_size, seed=seed)
+        seed = agreed_seed(secrets.randbits(31) if seed is None else seed, strategy)
+        _check_arguments(batch_size=batch_size, steps_per_execution=steps_per_execution, seed=seed)
         if isinstance(validation_data, float):
             data, validation_data = split(data, validation_data, seed=seed)
         heads = heads_of(model)
@@ -323,6 +337,7 @@ class FineTuner(TuningSteps):
             watch.tell(flat)
         if self._policy() == "recalibrate" and not any(row.batch_norm == "recalibrated" for plan in plans for row in plan.layers):
             watch.tell('batch_norm("recalibrate") finds nothing to do: no phase trains a layer around a BatchNorm.')
+        check_batch(batch_size if is_arrays(data) or isinstance(data, Data) else row_count(batch), strategy)
         if validation_data is not None:
             val_batch, validation_data = first_rows(validation_data, name="validation data")
             check_inputs(val_batch, model, heads, name="validation data")
@@ -351,7 +366,10 @@ class FineTuner(TuningSteps):
             class_weight=weights,
             steps_per_epoch=steps_per_epoch,
             validation_steps=validation_steps,
-            verbose=verbose,
+            steps_per_execution=steps_per_execution,
+            strategy=strategy,
+            jit_compile=placement.jit_compile if placement else None,
+            verbose=verbose if is_chief(strategy) else 0,
             cache=self._cache(),
             checks=checks,
             watch=watch,
@@ -374,14 +392,13 @@ class FineTuner(TuningSteps):
         finished = watch.finished(model, plans, lambda optimizer: compile_as_given(model, job, optimizer), self.make_optimizer())
         if finished is not None:
             return finished
+        if verbose and placement is not None and is_chief(strategy):
+            print(f"Runs on {placement.describe()}")
+        for note in apart:
+            watch.tell(note)
         if given_seed:
             keras.utils.set_random_seed(seed % 2**32)
-        if placement is None:
-            history, records = run_phases(model, plans, job)
-        else:
-            with placement.scope() as strategy:
-                Placement.check_model(model, strategy)
-                history, records = run_phases(model, plans, job)
+        history, records = run_phases(model, plans, job)
         run = Run(
             history=history,
             phases=tuple(records),
@@ -463,10 +480,11 @@ def _notes(
     return [*([chance] if chance else []), *unsettled(plans, records)]
 
 
-def _check_arguments(*, batch_size: int, seed: int) -> None:
+def _check_arguments(*, batch_size: int, steps_per_execution: int, seed: int) -> None:
     problems = []
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        problems.append(f"batch_size={batch_size!r}; it must be a whole number above 0")
+    for name, number in (("batch_size", batch_size), ("steps_per_execution", steps_per_execution)):
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            problems.append(f"{name}={number!r}; it must be a whole number above 0")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         problems.append(f"seed={seed!r}; it must be a whole number from 0 to 2**63 - 1")
     if problems:

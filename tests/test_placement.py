@@ -1,0 +1,172 @@
+"""Placements as values, what is refused, and that replicas give the numbers of one device."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import transferkit as tk
+from transferkit import errors
+from transferkit._keras import keras, tf
+from transferkit.placement import is_chief, running
+from transferkit.tuning.differences import check_batch, differences
+from transferkit.tuning.phases import resolve
+
+BENCHMARK = Path(__file__).resolve().parent.parent / "benchmarks" / "placement.py"
+
+
+def table(folder: Path, *arguments: str) -> dict[str, dict[str, float]]:
+    """The table that the benchmark gives."""
+    result = folder / "result.json"
+    command = [sys.executable, str(BENCHMARK), str(result), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, dict[str, float]] = json.loads(result.read_text())["table"]
+    return found
+
+
+def test_two_devices_and_two_workers_give_the_weights_of_one_device(tmp_path: Path) -> None:
+    rows = ["accumulation", "clipped", "adapting", "cached"]
+    found = table(tmp_path, "--columns", "one", "mirrored2", "workers2", "--rows", *rows)
+    assert len(found) == len(rows)
+    for name, row in found.items():
+        assert row["largest"] > 0.1, name
+        assert max(row["mirrored2"], row["workers2"]) < 2e-5 * max(1.0, row["largest"]), (name, row)
+
+
+@pytest.mark.slow
+def test_any_number_of_devices_and_workers_gives_the_weights_of_one_device(tmp_path: Path) -> None:
+    for name, row in table(tmp_path).items():
+        apart = max(value for column, value in row.items() if column != "largest")
+        assert np.isfinite(apart), name
+        assert apart < 2e-5 * max(1.0, row["largest"]) or name == "dropout", (name, row)
+
+
+def test_a_placement_is_a_value() -> None:
+    two = tk.Placement.mirrored(["GPU:0", "GPU:1"], precision="mixed_bfloat16")
+    assert (
+        two == tk.Placement.mirrored(("GPU:0", "GPU:1"), precision="mixed_bfloat16") != tk.Placement.mirrored(["GPU:0", "GPU:1"])
+    )
+    placements = [
+        two,
+        tk.Placement.auto(),
+        tk.Placement.gpu(2, memory_growth=True, jit_compile=False),
+        tk.Placement.multi_worker(),
+        tk.Placement.tpu("grpc://10.0.0.1"),
+    ]
+    for placement in placements:
+        assert eval(repr(placement), {"Placement": tk.Placement}) == placement
+        value = json.loads(json.dumps(placement.to_json_value()))
+        assert tk.Placement.from_json_value(value, custom_objects={}) == placement
+    assert repr(placements[2]) == "Placement.gpu(2, jit_compile=False, memory_growth=True)"
+    assert tk.Placement.cpu(jit_compile=True).describe() == "the CPU, float32, XLA on"
+
+
+def test_what_a_placement_cannot_be_is_told_at_once() -> None:
+    with pytest.raises(errors.PlanError) as caught:
+        tk.Placement.mirrored(["GPU0", "GPU:1", "GPU:1"], precision="mixed_float61", jit_compile=True)
+    assert caught.value.found == (
+        "the precision 'mixed_float61' (did you mean 'mixed_float16' or 'mixed_bfloat16'?)",
+        "jit_compile=True on several devices; XLA compiles the steps of one",
+        "the device 'GPU0'; devices are named like 'GPU:0'",
+        "the device 'GPU:1' twice",
+    )
+
+
+def test_parts_of_the_cpu_must_be_asked_for_before_tensorflow_begins() -> None:
+    tf.constant(0)
+    parts = len(tf.config.list_logical_devices("CPU"))
+    with (
+        pytest.raises(errors.PlacementError) as caught,
+        tk.Placement.mirrored([f"CPU:{part}" for part in range(parts + 1)]).scope(),
+    ):
+        pass
+    assert caught.value.found == (f"TensorFlow has begun, and its CPU is {parts} device",)
+    assert "at the beginning of the script" in str(caught.value)
+
+
+def test_workers_that_nobody_named_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name in ("TF_CONFIG", "RANK", "WORLD_SIZE") or name.startswith(("TRANSFERKIT_", "SLURM_")):
+            monkeypatch.delenv(name)
+    with pytest.raises(errors.PlacementError) as caught, tk.Placement.multi_worker().scope():
+        pass
+    assert caught.value.found == ("no workers named in the environment",)
+
+
+def test_precision_holds_inside_the_scope_only_and_a_model_of_another_is_refused() -> None:
+    half = tk.Placement.cpu(precision="mixed_bfloat16")
+    with half.scope() as strategy:
+        inside = tk.ModelBuilder((4,)).dense(3, "relu").classifier(3).build()
+    outside = tk.ModelBuilder((4,)).dense(3, "relu").classifier(3).build()
+    assert strategy is None
+    assert [layer.compute_dtype for layer in inside.layers[1:]] == ["bfloat16", "float32"]
+    assert outside.layers[1].compute_dtype == "float32"
+    with running(half, inside):
+        pass
+    with pytest.raises(errors.PlacementError) as caught, running(half, outside):
+        pass
+    assert caught.value.found == ("a model built outside the placement's scope, in float32",)
+
+
+def test_a_distribution_of_keras_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keras.distribution, "distribution", lambda: "one")
+    with pytest.raises(errors.PlacementError) as caught, tk.Placement.cpu().scope():
+        pass
+    assert caught.value.found == ("a distribution set by keras.distribution",)
+
+
+def test_a_call_inside_a_scope_of_tensorflows_is_refused() -> None:
+    model = tk.ModelBuilder((4,)).classifier(3).build()
+    with (
+        tf.distribute.OneDeviceStrategy("CPU:0").scope(),
+        pytest.raises(errors.PlacementError, match=r"a call inside `strategy.scope\(\)` of tf.distribute"),
+        running(tk.Placement.cpu(), model),
+    ):
+        pass
+
+
+class _OwnStep(keras.Model):
+    def train_step(self, data: Any) -> Any:
+        return super().train_step(data)
+
+
+def _differences(model: Any) -> list[str]:
+    phase = tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=1).batch_norm("adapt").phases()[0]
+    plans = [resolve(model, phase, batch_norm="adapt")]
+    return differences(model, plans, SimpleNamespace(num_replicas_in_sync=4))
+
+
+def test_what_replicas_do_otherwise_is_said_before() -> None:
+    inputs = keras.Input((4,))
+    at = keras.layers.BatchNormalization()(keras.layers.Dropout(0.5, name="drop")(keras.layers.Dense(3)(inputs)))
+    assert _differences(keras.Model(inputs, keras.layers.Dense(2)(at))) == [
+        "Each of 4 replicas draws at random for itself, so one device would draw otherwise: 'drop'."
+    ]
+    assert _differences(keras.Model(inputs, keras.layers.Dense(2)(inputs))) == []
+
+
+def test_steps_of_the_users_and_batches_too_small_are_refused_on_several_replicas() -> None:
+    inputs = keras.Input((4,))
+    with pytest.raises(errors.PlacementError) as caught:
+        _differences(_OwnStep(inputs, keras.layers.Dense(2)(inputs)))
+    assert "train_step" in caught.value.found[0]
+    strategy = SimpleNamespace(num_replicas_in_sync=4)
+    check_batch(4, strategy)
+    check_batch(1, None)
+    with pytest.raises(errors.PlacementError, match="Sharing batches of 3 rows among 4 replicas"):
+        check_batch(3, strategy)
+
+
+def test_the_chief_is_the_only_process_or_the_first_worker() -> None:
+    assert is_chief(None)
+    assert is_chief(SimpleNamespace(cluster_resolver=None))
+    assert [is_chief(SimpleNamespace(cluster_resolver=SimpleNamespace(task_id=index))) for index in range(2)] == [True, False]

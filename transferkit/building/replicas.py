@@ -1,0 +1,268 @@
+"""A model's passes over a batch whose rows are shared among the replicas of a strategy.
+
+Each replica takes its rows through its own copy of the model. The outputs are brought together, so that whatever is computed of
+them (any loss, any metric) is computed of the whole batch, once, as on one device. Its gradients go back to the replicas with the
+rows, and what each finds for the weights is summed. Nothing has to be known of the loss: not that it is a mean, not over what.
+
+A process has its variables once, and its replicas read them. So there is one optimizer, whose step is that of one device, and
+nothing to be kept alike within a process; several processes stay alike because they begin alike and get the same gradients.
+
+Only public calls of `tf.distribute` are used: `run`, `gather`, `reduce`, `all_reduce` and `merge_call`. May import Keras and the
+floors below.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transferkit._keras import tf
+from transferkit.building.graph_model import AttachMask, ReadMask
+
+__all__ = ["Backward", "Pass", "Replicas", "of_chief"]
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """Which rows of a batch each replica has: as many as any other, the last fewer.
+
+    A replica for which there is no row left takes the last one once more, because layers aren't made for none; what comes of it
+    is dropped.
+
+    Args:
+        rows: How many the batch has.
+        lengths: How many rows each replica takes.
+        starts: Where each one's are, when all are put one after the other.
+        each: How many a replica has where there are enough.
+    """
+
+    rows: Any
+    lengths: Any
+    starts: Any
+    each: Any
+
+    @classmethod
+    def of(cls, rows: Any, replicas: int) -> _Shares:
+        each = (rows + replicas - 1) // replicas
+        lengths = tf.clip_by_value(rows - tf.range(replicas) * each, 1, each)
+        return cls(rows, lengths, tf.cumsum(lengths, exclusive=True), each)
+
+    def places(self, replica: Any) -> Any:
+        """The numbers of a replica's rows in the batch."""
+        return tf.minimum(replica * self.each, self.rows - 1) + tf.range(self.lengths[replica])
+
+    def part(self, replica: Any, dtype: Any) -> Any:
+        """Which part of the batch's rows it has, 0 where it only repeats one."""
+        own = tf.clip_by_value(self.rows - replica * self.each, 0, self.each)
+        return tf.cast(own, dtype) / tf.cast(self.rows, dtype)
+
+    def padded(self, part: Any) -> Any:
+        """Something of each row with zeros for those that are repeated."""
+        if part is None:
+            return None
+        spare = tf.reduce_sum(self.lengths) - self.rows
+        return tf.concat([part, tf.zeros(tf.concat([[spare], tf.shape(part)[1:]], 0), part.dtype)], 0)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What came of a batch.
+
+    Args:
+        flat: The outputs, one after the other, of all rows.
+        added: The sum of what layers added to the loss when they were called, or None.
+        masks: For each output its mask, or None.
+        structure: Anything of the structure of the model's outputs.
+    """
+
+    flat: Sequence[Any]
+    added: Any
+    masks: Sequence[Any] = field(repr=False)
+    structure: Any = field(repr=False)
+
+    def outputs(self) -> Any:
+        """The outputs in the model's structure, with their masks."""
+        attach = AttachMask()
+        pairs = zip(self.flat, self.masks, strict=True)
+        return tf.nest.pack_sequence_as(self.structure, [part if mask is None else attach([part, mask]) for part, mask in pairs])
+
+
+#: Takes the gradients for the flat outputs and for what was added, and gives those for the trainable variables.
+Backward = Callable[[Sequence[Any], Any], list[Any]]
+
+
+class Replicas:
+    """Takes batches through a model, shared among the replicas of a strategy.
+
+    Args:
+        model: A built model, with one copy of its variables in each process.
+        strategy: The strategy; its scope isn't open when the methods are called.
+    """
+
+    def __init__(self, model: Any, strategy: Any) -> None:
+        self.model, self.strategy = model, strategy
+        #: Whether the replicas are in several processes.
+        self.several = getattr(strategy, "cluster_resolver", None) is not None
+        self._read_mask = ReadMask()
+
+    def forward(self, x: Any) -> Pass:
+        """The outputs of all rows in inference, on every worker.
+
+        Args:
+            x: The inputs of the whole batch.
+        """
+        shares = self._shares(x)
+        structure: list[Any] = []
+
+        def one(x: Any) -> Any:
+            return self._outputs(x, shares, structure, training=False)
+
+        with self.strategy.scope():
+            flat, masks, added = self.strategy.run(one, args=(x,))
+            return self._whole(flat, masks, added, shares, structure[0])
+
+    @contextlib.contextmanager
+    def training(self, x: Any) -> Iterator[tuple[Pass, Backward]]:
+        """The outputs of all rows in training, on every worker, and how gradients are taken back from there.
+
+        Layers that exchange something among the replicas must do so backwards in the context in which they did it forwards. So
+        the replicas wait in the middle, in a thread of their own, for the gradients to come back.
+
+        Args:
+            x: The inputs of the whole batch.
+        """
+        shares = self._shares(x)
+        structure: list[Any] = []
+        given: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+        def middle(strategy: Any, flat: Any, masks: Any, added: Any) -> Any:
+            del strategy
+            given.put(self._whole(flat, masks, added, shares, structure[0]))
+            back = asked.get()
+            if back is None:
+                raise _AbandonedError
+            return back
+
+        def one(x: Any) -> Any:
+            replica = _replica()
+            with tf.GradientTape() as tape:
+                flat, masks, added = self._outputs(x, shares, structure, training=True)
+            back, back_added = tf.distribute.get_replica_context().merge_call(middle, args=(flat, masks, added))
+            start, length = shares.starts[replica], shares.lengths[replica]
+            with tf.device("CPU:0"):
+                cut = [None if part is None else part[start : start + length] for part in back]
+            pairs = [(target, part) for target, part in zip(flat, cut, strict=True) if part is not None]
+            pairs += [] if added is None else [(added, back_added)]
+            targets, gradients = [target for target, _ in pairs], [part for _, part in pairs]
+            return _summed(tape.gradient(targets, self.model.trainable_variables, output_gradients=gradients))
+
+        def work() -> None:
+            try:
+                with contextlib.nullcontext() if graph is None else graph.as_default():
+                    given.put(self.strategy.run(one, args=(x,)))
+            except BaseException as error:  # whatever it is, the caller is told
+                given.put(error)
+
+        def backward(outputs: Sequence[Any], added: Any) -> list[Any]:
+            asked.put(([shares.padded(part) for part in outputs], added))
+            local = _raised(given.get())
+            return [None if part is None else self.strategy.experimental_local_results(part)[0] for part in local]
+
+        thread = threading.Thread(target=work, name="transferkit-replicas", daemon=True)
+        thread.start()
+        try:
+            yield _raised(given.get()), backward
+        finally:
+            asked.put(None)  # nobody reads it where the gradients were taken back
+            thread.join()
+
+    def penalties(self, values: Sequence[Any] | None = None) -> list[Any]:
+        """The penalties on weights, which are the same on every replica.
+
+        Args:
+            values: The trainable variables' values, as tensors; read from them where nothing is given.
+        """
+        variables = self.model.trainable_variables
+        values = [tf.convert_to_tensor(variable) for variable in variables] if values is None else values
+        pairs = zip(variables, values, strict=True)
+        return [variable.regularizer(value) for variable, value in pairs if variable.regularizer is not None]
+
+    # -- parts of a pass
+
+    def _shares(self, x: Any) -> _Shares:
+        return _Shares.of(tf.shape(tf.nest.flatten(x)[0])[0], self.strategy.num_replicas_in_sync)
+
+    def _outputs(self, x: Any, shares: _Shares, structure: list[Any], *, training: bool) -> tuple[Any, Any, Any]:
+        """A replica's own outputs, their masks, and its part of what was added to the loss."""
+        replica = _replica()
+        with tf.device("CPU:0"):  # where batches are; only the replica's rows go on from there
+            own = tf.nest.map_structure(lambda leaf: tf.gather(leaf, shares.places(replica)), x)
+        outputs = self.model(own, training=training)
+        structure.append(outputs)
+        flat = tf.nest.flatten(outputs)
+        penalties = sum(variable.regularizer is not None for variable in self.model.trainable_variables)
+        losses = self.model.losses
+        called = [tf.reduce_sum(loss) for loss in losses[: len(losses) - penalties]]  # Keras puts penalties last
+        added = tf.add_n(called) * shares.part(replica, called[0].dtype) if called else None
+        masks = [self._read_mask(output) for output in flat]
+        # Collectives take no truth values.
+        return flat, [None if mask is None else tf.cast(mask, "int32") for mask in masks], added
+
+    def _whole(self, flat: Any, masks: Any, added: Any, shares: _Shares, structure: Any) -> Pass:
+        """What the replicas have, together; in the strategy's scope."""
+
+        def gathered(part: Any) -> Any:
+            local = self.strategy.experimental_local_results(part)
+            # What is in one process needs no collective: those must have the same shape in each turn of a loop.
+            whole = self.strategy.gather(part, axis=0) if self.several else tf.concat(local, 0)
+            return tf.ensure_shape(whole[: shares.rows], [None, *local[0].shape[1:]])
+
+        return Pass(
+            [gathered(part) for part in flat],
+            None if added is None else self.strategy.reduce("SUM", added, axis=None),
+            [None if mask is None else tf.cast(gathered(mask), "bool") for mask in masks],
+            structure,
+        )
+
+
+def of_chief(strategy: Any, values: Sequence[Any]) -> list[Any]:
+    """The values that the first replica has, on every worker.
+
+    Args:
+        strategy: The strategy.
+        values: Tensors of numbers; each worker's own, of the same shapes.
+    """
+
+    def one(values: Any) -> Any:
+        first = _replica() == 0
+        return _summed([tf.where(first, value, tf.zeros_like(value)) for value in values])
+
+    local = strategy.run(tf.function(one, autograph=False), args=([tf.convert_to_tensor(value) for value in values],))
+    return [strategy.experimental_local_results(part)[0] for part in local]
+
+
+def _replica() -> Any:
+    return tf.distribute.get_replica_context().replica_id_in_sync_group
+
+
+def _summed(values: Sequence[Any]) -> list[Any]:
+    """In a replica: the sums over all replicas; None stays."""
+    there = [value for value in values if value is not None]
+    summed = iter(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, there) if there else [])
+    return [None if value is None else next(summed) for value in values]
+
+
+class _AbandonedError(Exception):
+    """Ends what replicas do when nobody asks for gradients any more."""
+
+
+def _raised(given: Any) -> Any:
+    if isinstance(given, BaseException):
+        raise given
+    return given
