@@ -16,7 +16,6 @@ from keras import layers
 
 import transferkit as tk
 from transferkit.errors import PlanError
-from transferkit.tuning.caching import _only_count
 from transferkit.tuning.epoch import same_kernels
 
 ROWS = 70
@@ -313,14 +312,6 @@ def test_dropout_of_frozen_layers_can_stay_on_as_keras_has_it() -> None:
     assert "up to sum" in cached.phases[0].frozen
     off = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=2, learning_rate=1e-2).cache(True)
     assert off.fit(_started("residual"), _problem(), seed=3, batch_size=16, verbose=0).history != cached.history
-
-
-def test_only_metrics_that_count_rows_are_left_to_the_end_of_a_turn() -> None:
-    accuracy = keras.metrics.SparseCategoricalAccuracy()
-    assert all(map(_only_count, (["accuracy"], [accuracy], ("acc", accuracy))))
-    assert not any(
-        map(_only_count, ([], None, ["mae"], [keras.metrics.BinaryAccuracy()], ["accuracy", "mse"], {"a": "accuracy"}))
-    )
 
 
 def test_weights_that_train_in_between_are_computed_anew() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
-from transferkit.building.frontier import split
+from transferkit.tuning import epoch as epoch_module
 from transferkit.tuning.epoch import Rows, Steps, batch_hooks, class_weights, same_kernels, train
 
 ROWS, WIDTH, CLASSES, BATCH, EPOCHS = 77, 12, 4, 16, 3
@@ -179,35 +180,18 @@ def test_steps_may_be_taken_in_parts() -> None:
     _same_state(parts, whole)
 
 
-def _suffix() -> Any:
-    keras.utils.set_random_seed(3)
-    x = keras.Input((WIDTH,))
-    kept = layers.Dense(WIDTH, name="kept")
-    model = keras.Model(x, layers.Dense(CLASSES)(layers.Dropout(0.3, seed=7)(kept(x))))
-    kept.trainable = False
-    suffix = split(model).suffix
-    metrics = ["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(2, name="among_two")]
-    suffix.compile(keras.optimizers.Adam(1e-2), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=metrics)
-    return suffix
-
-
-def test_counts_of_many_steps_are_those_of_step_after_step() -> None:
+@pytest.mark.parametrize("at_once", [1, 2, 3, 5, 32])
+def test_rows_may_be_gathered_for_several_steps(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y, weight = _data()
-    rows = Rows((x,), y, weight, ROWS)
-    logs: list[list[Any]] = [[], []]
-    models = [_suffix(), _suffix()]
-    for model, told, counts in zip(models, logs, (False, True), strict=True):
-        steps = Steps(model, batch_size=BATCH, counts=counts)
-        for epoch, (start, stop) in enumerate(((0, 1), (1, 4), (4, 5), (0, 5))):
-            told.append(steps.train(rows, _order(epoch // 3), start=start, stop=stop))
-        model.reset_metrics()
-        told.append(steps.test(rows))
-    assert set(logs[0][0]) == {"loss", "accuracy", "among_two"}
-    assert [{name: float(value) for name, value in log.items()} for log in logs[1]] == [
-        {name: float(value) for name, value in log.items()} for log in logs[0]
-    ]
-    _same_state(*models)
-    assert all(np.array_equal(a, b) for a, b in zip(models[0].metrics_variables, models[1].metrics_variables, strict=True))
+    monkeypatch.setattr(epoch_module, "_MOST_AT_ONCE", at_once)
+    plain, ours = _head(), _head()
+    rows = Rows(tf.constant(x), tf.constant(y), tf.constant(weight), ROWS)
+    steps = Steps(ours, batch_size=BATCH)
+    steps.train(rows, _order(0), start=0, stop=3)
+    logs = steps.train(rows, _order(0), start=3)
+    expected = plain.fit(x[_order(0)], y[_order(0)], sample_weight=weight[_order(0)], batch_size=BATCH, shuffle=False, verbose=0)
+    assert {name: [float(value)] for name, value in logs.items()} == expected.history
+    _same_state(ours, plain)
 
 
 def test_an_epoch_takes_its_view_of_each_row() -> None:
@@ -293,8 +277,6 @@ def test_a_callback_stops_the_training_through_the_model_it_knows() -> None:
 
 
 def test_rewriting_of_graphs_is_off_only_within_the_block() -> None:
-    import tensorflow as tf
-
     before = tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
     with same_kernels():
         assert tf.config.optimizer.get_experimental_options()["disable_meta_optimizer"]

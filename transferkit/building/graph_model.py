@@ -5,10 +5,9 @@ What it gives is told by content: `digest` covers layers, settings, wiring and w
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -64,7 +63,6 @@ class GraphModel(keras.Model):
         self._all_specs = _Opaque(specs)
         self._last_use = _Opaque(_last_uses(calls, outputs, output_masks))
         self._function = _Opaque(None)
-        self._told = _Opaque(None)
         self._folded = _Opaque({})
         self._read_mask = ReadMask()
         self._attach_mask = AttachMask()
@@ -99,29 +97,6 @@ class GraphModel(keras.Model):
             # The masks travel as tensors of their own, so those they sat on are given without them.
             return [*map(tf.identity, given), *(self._read_mask(tensors[number]) for number in output_masks)]
         return given[0] if isinstance(given, list) and len(given) == 1 else given
-
-    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """As every model does it, but within `metrics_later`."""
-        if self._told.value is None:
-            return super().compute_metrics(x, y, y_pred, sample_weight)
-        self._told.value.append(y_pred)
-        return {}
-
-    @contextlib.contextmanager
-    def metrics_later(self) -> Iterator[list[Any]]:
-        """Lets a step leave the metrics alone, all but the loss; its outputs are put into the list instead."""
-        found: list[Any] = []
-        self._told.value = found
-        try:
-            yield found
-        finally:
-            self._told.value = None
-
-    @property
-    def only_output(self) -> Spec | None:
-        """The spec of the output, where there is one alone."""
-        refs = tf.nest.flatten(self._graph_outputs.value)
-        return self._all_specs.value[refs[0].tensor] if len(refs) == 1 else None
 
     def as_function(self, like: Any = None) -> Any:
         """The model in inference mode as one graph; traced once for each size of batch, however often this is asked for.

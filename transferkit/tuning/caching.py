@@ -195,7 +195,7 @@ class Cache:
             run_eagerly=model.run_eagerly,
         )
         trained = shared(made.suffix, self._strategy, loss=loss, loss_weights=loss_weights, metrics=metrics)
-        steps = Steps(trained, batch_size=self._batch_size, counts=_only_count(metrics))
+        steps = Steps(trained, batch_size=self._batch_size)
         features, validation = self._both(made, steps)
         words = f"{len(made.cached)} layers computed once, up to {_places(made)}: {features}"
         noise = self._settings.noise
@@ -354,21 +354,6 @@ class Cache:
 def _elsewhere() -> bool:
     """Whether it may run elsewhere than where a new thread would put it."""
     return tf.distribute.has_strategy() or bool(tf.config.list_physical_devices("GPU"))
-
-
-def _only_count(metrics: Any) -> bool:
-    """Whether metrics do nothing but count rows; for several outputs that isn't asked. `BinaryAccuracy` takes means of a row."""
-    kinds = (
-        keras.metrics.SparseCategoricalAccuracy,
-        keras.metrics.CategoricalAccuracy,
-        keras.metrics.SparseTopKCategoricalAccuracy,
-        keras.metrics.TopKCategoricalAccuracy,
-    )
-    return (
-        isinstance(metrics, (list, tuple))
-        and bool(metrics)
-        and all(item in ("accuracy", "acc") if isinstance(item, str) else type(item) in kinds for item in metrics)
-    )
 
 
 def _places(made: Split) -> str:

@@ -9,6 +9,7 @@ their order are `fit`'s with `shuffle=False`, and so are the results, to the bit
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from transferkit._keras import keras, tf
-from transferkit.building.graph_model import GraphModel
 from transferkit.tuning.epochs import Watch, run_epochs
 from transferkit.tuning.features import Features
 from transferkit.tuning.replicated import own_steps
@@ -26,8 +26,8 @@ __all__ = ["Rows", "Steps", "batch_hooks", "class_weights", "rows_of_features", 
 
 #: How long the graph runs before Python is given a turn, to draw the bar and to hear an interrupt.
 _TURN_SECONDS = 0.5
-#: How many values of outputs are kept for metrics.
-_MOST_OUTPUTS = 1 << 24
+#: How much of the rows is gathered at once, and for how many steps at most.
+_BYTES_AT_ONCE, _MOST_AT_ONCE = 4 << 20, 32
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,11 @@ class Steps:
     Args:
         model: Built and compiled; its `train_step` and `test_step` are what runs.
         batch_size: Rows in a batch; the last of an epoch may have fewer.
-        counts: Whether its metrics do nothing but count rows. Then those of many steps are worked out in one go, with the same
-            bits, because sums of whole numbers come out the same in any order; a fifth of a small head's step is saved.
     """
 
-    def __init__(self, model: Any, *, batch_size: int, counts: bool = False) -> None:
+    def __init__(self, model: Any, *, batch_size: int) -> None:
         self.model = model
         self.batch_size = batch_size
-        self._counts = counts
         # A step of the user's gives logs of its own, which only the step itself can tell.
         own = own_steps(model, ("train_step", "test_step"))
         self._alone = bool(own) or model.run_eagerly or getattr(model, "by_step", False)
@@ -180,42 +177,48 @@ class Steps:
         # AutoGraph stays off, as in fit: the user's step runs as it was written.
         one = tf.function(step, jit_compile=True, autograph=False) if model.jit_compile else step
 
-        def turn(parts: Any, labels: Any, places: Any, epoch: Any, index: Any) -> Any:
-            cut = slice(index * size, (index + 1) * size)
-            x, y, weight = _batch(rows, parts, labels[cut], places[cut])
+        def take(x: Any, y: Any, weight: Any, epoch: Any, index: Any) -> Any:
             if augment is not None:
                 x = augment(x, epoch, index)
             return one(keras.utils.pack_x_y_sample_weight(x, y, weight))
 
-        later = self._counts and isinstance(model, GraphModel) and not model.jit_compile and _are_few(model.only_output, rows)
+        def turn(parts: Any, labels: Any, places: Any, epoch: Any, index: Any) -> Any:
+            cut = slice(index * size, (index + 1) * size)
+            return take(*_batch(rows, parts, labels[cut], places[cut]), epoch, index)
+
+        at_once = _steps_at_once(rows, size)
 
         def run(parts: Any, labels: Any, places: Any, epoch: Any, start: Any, stop: Any) -> Any:
-            def body(index: Any, outputs: Any) -> Any:
-                if not later:
-                    turn(parts, labels, places, epoch, index)
-                    return index + 1, outputs
-                with model.metrics_later() as found:
-                    turn(parts, labels, places, epoch, index)
-                return index + 1, outputs.write(index - start, found[0])
+            # Rows are gathered for some steps together and then cut, which copies nothing: to gather a batch two threads meet,
+            # and that takes longer than what they do.
+            def some(first: Any) -> Any:
+                last = tf.minimum(first + at_once, stop)
+                cut = slice(first * size, last * size)
+                held = _batch(rows, parts, labels[cut], places[cut])
 
-            outputs: Any = ()
-            if later:
-                spec = model.only_output
-                shape = (None, *spec.shape[1:])
-                outputs = tf.TensorArray(spec.dtype, size=stop - start, element_shape=shape, infer_shape=False)
-            _, outputs = tf.while_loop(lambda index, _: index < stop, body, (start, outputs), parallel_iterations=1)
-            if later:
-                seen = labels[start * size : stop * size]
-                model.compute_metrics(None, tf.nest.map_structure(lambda all_: tf.gather(all_, seen), parts[1]), outputs.concat())
+                def body(index: Any) -> Any:
+                    cut = slice((index - first) * size, (index - first + 1) * size)
+                    x, y, weight = (
+                        None if part is None else tf.nest.map_structure(lambda all_: all_[cut], part) for part in held
+                    )
+                    take(x, y, weight, epoch, index)
+                    return (index + 1,)
+
+                tf.while_loop(lambda index: index < last, body, (first,), parallel_iterations=1)
+                return (last,)
+
+            tf.while_loop(lambda first: first < stop, some, (start,), parallel_iterations=1)
             return model.get_metrics_result()
 
         chosen = turn if self._alone else run
         return chosen if model.run_eagerly else tf.function(chosen, autograph=False)
 
 
-def _are_few(output: Any, rows: Rows) -> bool:
-    """Whether the outputs of an epoch take little memory, and counts of its rows are exact as float32."""
-    return output is not None and len(output.shape) == 2 and rows.count * (output.shape[1] or 1 << 20) <= _MOST_OUTPUTS
+def _steps_at_once(rows: Rows, size: int) -> int:
+    """For how many steps rows are gathered together: what the processor's caches hold."""
+    leaves = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten((rows.x, rows.y, rows.sample_weight)) if leaf is not None]
+    nbytes: int = sum(math.prod(leaf.shape[1:]) * np.dtype(leaf.dtype.as_numpy_dtype).itemsize for leaf in leaves)
+    return max(1, min(_MOST_AT_ONCE, _BYTES_AT_ONCE // max(1, size * nbytes)))
 
 
 def _batch(rows: Rows, parts: Any, labels: Any, places: Any) -> tuple[Any, Any, Any]:
