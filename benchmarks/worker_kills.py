@@ -3,9 +3,9 @@
 Under `launch --restarts`, a random worker gets SIGKILL at a random moment after the first checkpoint that its start wrote, so
 that every such kill hits training; a few more hit the time in which workers start, meet and compile. The launcher stops the
 others, which wait for the dead one in a collective, and starts all anew. The plan has two phases, dropout, mixup, Adam with a
-rate for each layer, a moving average and validation; a pause after each step lets many kills fit into a run. Two runs that
-nobody kills say first whether the collectives give the same bits from run to run. (Keras's own `fit` with `BackupAndRestore`
-can't be beside it: with several workers it fails before its first step, Keras 3.15.)
+rate for each layer, a moving average and validation; a pause after each step lets many kills fit into a run. Where a run differs,
+a second one that nobody kills says whether the collectives give the same bits from run to run. (Keras's own `fit` with
+`BackupAndRestore` can't be beside it: with several workers it fails before its first step, Keras 3.15.)
 
     python benchmarks/worker_kills.py --kills 20 --json kills.json
 """
@@ -173,18 +173,16 @@ def difference(result: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def measure(folder: Path, kills: int, early: int, workers: int, longest: float, seed: int) -> dict[str, Any]:
+def measure(folder: Path, kills: int, early: int, workers: int, longest: float, minutes: float, seed: int) -> dict[str, Any]:
     moments = random.Random(seed)
     begun = time.monotonic()
     whole = Run(folder / "whole", workers, 0).result()
     whole_seconds = time.monotonic() - begun
-    again = difference(Run(folder / "again", workers, 0).result(), whole)
-    print("a second run that nobody killed:", again, flush=True)
     done = {"training": 0, "starting": 0}
     killed_workers: list[int] = []
     back: list[float] = []
     runs = []
-    while done["training"] < kills or done["starting"] < early:
+    while (done["training"] < kills or done["starting"] < early) and time.monotonic() - begun < 60 * minutes:
         run = Run(folder / f"run{len(runs)}", workers, 10_000)
         here = dict(done)
         pids: dict[int, int] = {}
@@ -200,7 +198,7 @@ def measure(folder: Path, kills: int, early: int, workers: int, longest: float, 
                     back.append(time.monotonic() - killed_at)
             else:
                 break
-            if done["training"] >= kills and kind == "training":
+            if (done["training"] >= kills and kind == "training") or time.monotonic() - begun > 60 * minutes:
                 break
             time.sleep(moments.uniform(0.0, latest))
             try:
@@ -213,6 +211,8 @@ def measure(folder: Path, kills: int, early: int, workers: int, longest: float, 
         result = difference(run.result(), whole)
         runs.append({**{f"kills while {kind}": done[kind] - here[kind] for kind in done}, **result})
         print(runs[-1], flush=True)
+    exact = sum(not one["variables that differ"] and one["histories identical"] for one in runs)
+    again = None if exact == len(runs) else difference(Run(folder / "again", workers, 0).result(), whole)
     return {
         "workers": workers,
         "kills while training": done["training"],
@@ -221,7 +221,7 @@ def measure(folder: Path, kills: int, early: int, workers: int, longest: float, 
         "seconds from a kill to the next checkpoint": [round(seconds, 1) for seconds in sorted(back)],
         "a second run that nobody killed": again,
         "runs": runs,
-        "exact runs": sum(not r["variables that differ"] and r["histories identical"] for r in runs),
+        "exact runs": exact,
         "seconds of the whole run": round(whole_seconds, 1),
     }
 
@@ -234,6 +234,7 @@ def main() -> None:
     parser.add_argument(
         "--longest", type=float, default=3.0, help="seconds from the first checkpoint of a start to the latest kill"
     )
+    parser.add_argument("--minutes", type=float, default=60.0, help="no kill after that")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where the runs are kept; a temporary folder unless given")
     parser.add_argument("--json", type=Path)
@@ -250,7 +251,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="worker-kills-") as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        result = measure(folder, arguments.kills, arguments.early, arguments.workers, arguments.longest, arguments.seed)
+        given = (arguments.kills, arguments.early, arguments.workers, arguments.longest, arguments.minutes, arguments.seed)
+        result = measure(folder, *given)
     result["versions"] = {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__}
     result["processors"] = os.cpu_count()
     print(f"{result['kills while training']} + {result['kills while starting']} kills in {len(result['runs'])} runs,", end=" ")

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -273,6 +274,24 @@ def test_signals_that_end_well_and_those_that_are_not_heeded(tmp_path: Path) -> 
         process.terminate()
         assert process.wait(timeout=30) == 128 + signal.SIGTERM
     assert all_end(marked(tmp_path, "begun*"), 0)
+
+
+def test_one_that_left_on_a_signal_is_not_waited_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chief ends after its step; the other is in the next one already, which never ends."""
+    monkeypatch.setattr("transferkit.launching._AFTER_A_LOSS", 0.3)
+    body = f"if me:\n    {HANG}\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\nmark('ready')\ntime.sleep(600)\n"
+    command = script(tmp_path, body)
+
+    def terminate() -> None:
+        wait_for(tmp_path, "ready", "deaf1")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    terminating = threading.Thread(target=terminate)
+    terminating.start()
+    launched = launch(command, workers=2, restarts=1, grace=500.0)
+    terminating.join()
+    assert (launched.code, launched.starts) == (75, 1)
+    assert [(loss.worker, loss.code) for loss in launched.losses] == [(0, 75)]
 
 
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:

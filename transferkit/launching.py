@@ -134,7 +134,8 @@ def launch(
             ends well.
         threads: Threads for computing that each worker has (`TF_NUM_INTRAOP_THREADS`, `OMP_NUM_THREADS`). None shares the
             processors out evenly, unless the environment has the variables already.
-        grace: Seconds from a signal until workers that go on are killed. After the loss of another one it is at most five.
+        grace: Seconds from a signal until workers that go on are killed. Once one has ended with an exit code but 0, it is five
+            more at most.
         timeout: Seconds in which no worker writes a line, after which they are taken for hung; None to wait for ever.
         environ: The environment of the workers.
 
@@ -433,9 +434,10 @@ def _watch(
             code = running.processes[number].returncode
             if code != 0 and loss is None and not running.was_killed:
                 loss = _loss(running, number, code, now)
-                if received is None and running.alive:
+                # After a signal, one may have left before a step that another is in already.
+                deadline = min(deadline, now + min(grace, _AFTER_A_LOSS))
+                if received is None:
                     running.send(signal.SIGTERM)
-                    deadline = now + min(grace, _AFTER_A_LOSS)
         running.logs[0].show()
         size = sum(log.size() for log in running.logs)
         # A turn takes a tenth of a second; where it took much longer, this process, and perhaps all, had been stopped.
