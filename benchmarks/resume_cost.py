@@ -116,8 +116,8 @@ class Blocks:
 
     def table(self) -> dict[str, Any]:
         """What each kind costs, from the differences within each round."""
-        found = np.asarray(self.seconds[1:])[: 3 * (len(self.seconds[1:]) // 3)].reshape(-1, 3)
-        kinds = np.asarray(self.kinds[1:])[: found.size].reshape(-1, 3)
+        found = np.asarray(self.seconds[1 : len(self.kinds)]).reshape(-1, 3)
+        kinds = np.asarray(self.kinds[1:]).reshape(-1, 3)
         column = {kind: found[kinds == kind] for kind in KINDS}
         step = float(trimmed(column["without"])) / self._steps
         interval = statistics.median(self.intervals)

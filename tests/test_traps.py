@@ -236,3 +236,63 @@ def test_metrics_of_an_earlier_compile() -> None:
     assert "accuracy" in history, "compiled without metrics, Keras goes on with those of before"
     run = tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=1).loss("mse").fit(model, (X, X[:, :3]), verbose=0, seed=0)
     assert set(run.history) == {"loss"}
+
+
+def test_a_regularizer_set_on_a_layer_that_is_built() -> None:
+    model = with_head(base())
+    model.get_layer("head").kernel_regularizer = keras.regularizers.L2(10.0)
+    assert model.losses == [], "Keras made no loss of it, and says nothing"
+    before = model.get_layer("head").kernel.numpy()
+    plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=5, learning_rate=0.01).optimizer("sgd").loss(LOSS)
+    moved = []
+    for strength in (0.0, 10.0):
+        model.get_layer("head").kernel.assign(before)
+        (plan.l2_sp(strength) if strength else plan).fit(model, (X, Y), verbose=0, seed=0)
+        moved.append(np.abs(model.get_layer("head").kernel.numpy() - before).sum())
+    assert moved[1] < 0.7 * moved[0]
+
+
+def test_the_best_checkpoint_across_phases(tmp_path: Any) -> None:
+    path = tmp_path / "best.keras"
+
+    def best() -> Any:
+        return keras.callbacks.ModelCheckpoint(path, monitor="loss", save_best_only=True)
+
+    model = with_head(base())
+    fit(model, callbacks=[best()], epochs=3)
+    kept = path.read_bytes()
+    fit(model, keras.optimizers.SGD(1e3), callbacks=[best()])
+    assert path.read_bytes() != kept, "a second fit with a callback of its own writes over the best with worse"
+    model = with_head(base())
+    run = (
+        tk.FineTuner()
+        .phase("one", train=tk.Layers.all(), epochs=3, learning_rate=1e-2)
+        .phase("two", train=tk.Layers.all(), epochs=1, learning_rate=1e3)
+        .loss(LOSS)
+        .fit(model, (X, Y), callbacks=[best()], verbose=0, seed=0)
+    )
+    losses = run.history["loss"]
+    assert losses[3] > min(losses[:3])
+    kept_model = keras.models.load_model(path)
+    assert float(LOSS(Y, kept_model(X)).numpy()) < losses[3]
+
+
+def test_a_head_in_half_precision() -> None:
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        plain = keras.layers.Dense(3, activation="softmax")
+        assert plain(np.zeros((1, 4), "float32")).dtype == "float16"
+        model = tk.ModelBuilder((4,)).dense(5).classifier(3).build(seed=0)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    assert model.output.dtype == "float32"
+    assert model.layers[-2].compute_dtype == "float16"
+
+
+def test_batch_norm_in_a_short_run() -> None:
+    model = with_head(base())
+    model.get_layer("base").get_layer("norm").momentum = 0.99
+    plan = tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=3).batch_norm("adapt")
+    run = plan.fit(model, (X, Y), verbose=0, seed=0)
+    assert any("recalibrate_batch_norm" in note for note in run.notes)
