@@ -12,9 +12,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -24,14 +22,14 @@ from transferkit._keras import keras, tf
 from transferkit.errors import WeightsFileError
 from transferkit.weights.digest import digest_of
 from transferkit.weights.readers.archive import Stretch
-from transferkit.weights.streaming import THREADS, fill
+from transferkit.weights.streaming import fill, in_shares
 
 __all__ = ["KEPT", "Assignment", "assign_all"]
 
 KEPT = 64 << 20  # bytes of values, new ones that were made and old ones, that are kept until all is in its place
 _ALIGNMENT = 64  # of Eigen's vectors; TensorFlow copies what is aligned to less
 _LARGE = 1 << 18  # bytes from which it pays to ask for a variable's own memory
-_BY_DLPACK = tuple(np.dtype(name) for name in ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8"))
+_BY_DLPACK = frozenset(map(np.dtype, ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8")))
 
 
 @dataclass(frozen=True)
@@ -75,24 +73,28 @@ def assign_all(items: Sequence[Assignment]) -> None:
     total = sum(item.nbytes for item in items)
     made = sum(item.nbytes for item in items if item.at_hand)
     old = [(item, np.array(keras.ops.convert_to_numpy(item.variable))) for item in items] if total <= KEPT - made else []
-    begun: deque[Future[None]] = deque()
-    put = 0
+    put: list[str] = []
     scratch = _Scratch()
     try:
-        with _uninterrupted(), ThreadPoolExecutor(THREADS) as pool:
-            for put, item in enumerate(items, 1):  # noqa: B007
-                if item.at_hand:
-                    _assign(item, _copied(item))
-                    continue
-                own = scratch.own_memory(item) if item.nbytes >= _LARGE else None
-                if own is None or item.stretch is None:
-                    _put_twice(item, own)
-                    continue
-                if len(begun) > 2 * THREADS:
-                    begun.popleft().result()
-                begun.append(pool.submit(_put_twice, item, own))
-            for done in begun:
-                done.result()
+        with _uninterrupted():
+            read: list[tuple[Assignment, np.ndarray[Any, Any]]] = []
+            for item in items:
+                own = scratch.own_memory(item) if item.stretch is not None and item.nbytes >= _LARGE else None
+                if own is not None:
+                    read.append((item, own))
+                else:
+                    put.append(item.name)
+                    if item.at_hand:
+                        _assign(item, _copied(item))
+                    else:
+                        _put_twice(item, None)
+
+            def fill_share(share: list[int]) -> None:
+                for i in share:
+                    put.append(read[i][0].name)
+                    _put_twice(*read[i])
+
+            in_shares([item.nbytes for item, _ in read], fill_share)
     except BaseException as error:
         if not isinstance(error, KeyboardInterrupt):
             for item, value in old:
@@ -100,7 +102,7 @@ def assign_all(items: Sequence[Assignment]) -> None:
         if isinstance(error, WeightsFileError) and not old:
             raise WeightsFileError(
                 error.asked,
-                found=[*error.found, f"up to {put} of {len(items)} variables hold the file's values already"],
+                found=[*error.found, f"up to {len(put)} of {len(items)} variables hold the file's values already"],
                 cause="the file was written, or the disk failed, after the first reading of every byte went well",
                 fix="load again when the file can be read, or build the model anew",
             ) from error
@@ -139,7 +141,7 @@ def _copied(item: Assignment) -> np.ndarray[Any, Any]:
 def _assign(item: Assignment, value: np.ndarray[Any, Any]) -> None:
     """Gives a variable a value in memory that it may keep."""
     plain = _plain_resource(item.variable)
-    if plain is None or value.shape != plain.shape:
+    if plain is None:
         item.variable.assign(value)
     else:
         tf.raw_ops.AssignVariableOp(resource=plain.handle, value=_shared(value))

@@ -273,6 +273,7 @@ class Staged:
                 return how.apply(array, lambda: values_of(slot.variable)).astype(slot.dtype, copy=False)
 
         value = adapted(array)
+        assert value.shape == slot.info.shape, (slot.name, how.text)
         digest = digest_of(value)
         self._stage(slot, lambda: adapted(self.archive.read(pair.source)), digest, value=value)
         return self._told(slot, pair, "adapted" if why else "loaded", why, digest)

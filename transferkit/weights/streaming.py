@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from transferkit.weights.readers.archive import Stretch
 from transferkit.weights.readers.checks import another_digest, tensor_hash, verified
 from transferkit.weights.values import surely_finite
 
-__all__ = ["THREADS", "Looked", "fill", "gather", "look_over"]
+__all__ = ["Looked", "fill", "gather", "in_shares", "look_over"]
 
 THREADS = min(4, os.cpu_count() or 1)
 
@@ -70,6 +70,27 @@ def gather(stretches: Sequence[Stretch]) -> list[Looked]:
     return [found[i] for i in range(len(stretches))]
 
 
+def in_shares(sizes: Sequence[int], work: Callable[[list[int]], None]) -> None:
+    """Does work on items, by their numbers, in several threads: in shares of about equal size.
+
+    A share for each thread, and few steps in each: a thread that waits for Python's lock loses more than it gains.
+
+    Args:
+        sizes: How much work each item is.
+        work: Takes the numbers of a share.
+    """
+    shares: list[list[int]] = [[] for _ in range(THREADS)]
+    loads = [0] * THREADS
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):  # the largest first, each to whom has least
+        least = loads.index(min(loads))
+        shares[least].append(i)
+        loads[least] += sizes[i]
+    shares = [sorted(share) for share in shares if share]
+    with ThreadPoolExecutor(THREADS) as pool:
+        for done in [pool.submit(work, share) for share in shares]:
+            done.result()
+
+
 def look_over(stretches: Sequence[Stretch]) -> list[Looked]:
     """Reads arrays through: whether their values are finite, and as their file's own SHA-256 says.
 
@@ -79,22 +100,15 @@ def look_over(stretches: Sequence[Stretch]) -> list[Looked]:
     Raises:
         WeightsFileError: when one can't be read, or doesn't match the SHA-256 its file keeps of it.
     """
-    # Shares of about equal size: the largest first, each to whom has least.
-    shares: list[list[int]] = [[] for _ in range(THREADS)]
-    loads = [0] * THREADS
-    for i in sorted(range(len(stretches)), key=lambda i: -stretches[i].nbytes):
-        least = loads.index(min(loads))
-        shares[least].append(i)
-        loads[least] += stretches[i].nbytes
     found: dict[int, Looked] = {}
+    sizes = [stretch.nbytes for stretch in stretches]
 
     def take(share: list[int]) -> None:
-        buffer = np.empty(BLOCK, np.uint8)
+        buffer = np.empty(min(BLOCK, max(sizes)), np.uint8)
         for i in share:
             found[i] = _looked(stretches[i], buffer)
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(take, shares))
+    in_shares(sizes, take)
     return [found[i] for i in range(len(stretches))]
 
 
