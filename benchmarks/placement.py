@@ -5,6 +5,7 @@
 Each column is one launch: one device, parts of the CPU as mirrored devices, or processes on the loopback address that train
 together. Every row of the table is run in each, on small networks; a cell is the largest difference of the final weights (or
 figures, or predictions) to one device, beside the largest weight.
+At the end a run that is stopped twice goes on by other numbers of workers (`--chain`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import numpy as np
 import tensorflow as tf
 
 import transferkit as tk
+from transferkit.data import Batch
 
 COLUMNS = ("one", "mirrored2", "mirrored4", "workers2", "workers4")
 SEED, BATCH = 3, 32
@@ -116,11 +118,15 @@ def cached(placement: Any) -> Arrays:
 
 
 class _Stop(keras.callbacks.Callback):
-    """Ends the run as a crash would, after some batches of an epoch."""
+    """Ends the run as a crash would, after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self._steps = steps
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         del batch, logs
-        if self.model.optimizer.iterations == 7:
+        if self.model.optimizer.iterations == self._steps:
             raise KeyboardInterrupt
 
 
@@ -128,9 +134,23 @@ def resumed(placement: Any) -> Arrays:
     folder = os.environ["PLACEMENT_FOLDER"]
     plan = plan_of(epochs=4).ema(0.9)
     with contextlib.suppress(KeyboardInterrupt):
-        trained(placement, plan, rows_of(99), checkpoint_dir=folder, save_every=3, callbacks=[_Stop()])
+        trained(placement, plan, rows_of(99), checkpoint_dir=folder, save_every=3, callbacks=[_Stop(7)])
     time.sleep(0.5)  # every worker has stopped, and what the chief was writing is written
     return trained(placement, plan, rows_of(99), checkpoint_dir=folder, save_every=3, resume=True)
+
+
+def goes_on(placement: Any, folder: str, stop: int) -> Arrays:
+    """A part of a run: from the newest checkpoint in the folder, up to the step `stop`, or to the end where that never comes."""
+    plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=1, learning_rate=0.02)
+    plan = (
+        plan.phase("all", train=tk.Layers.all(), epochs=3, learning_rate=0.01, layer_decay=0.5)
+        .optimizer("adamw")
+        .ema(0.9)
+        .mixup()
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        return trained(placement, plan, rows_of(99), checkpoint_dir=folder, save_every=1, resume=True, callbacks=[_Stop(stop)])
+    return []
 
 
 def both_ways(placement: Any) -> Arrays:
@@ -163,6 +183,13 @@ def not_a_mean(y_true: Any, y_pred: Any) -> Any:
     centred = y_pred - keras.ops.mean(y_pred, axis=0, keepdims=True)
     away = keras.ops.one_hot(keras.ops.cast(keras.ops.reshape(y_true, (-1,)), "int32"), 3) - centred
     return keras.ops.sqrt(keras.ops.sum(keras.ops.square(away)) + keras.ops.sum(keras.ops.square(y_pred)) + 1.0)
+
+
+def read_when_asked(placement: Any) -> Arrays:
+    """Rows that aren't in memory, as those of a folder: a worker reads its own."""
+    x, y = rows_of(99)
+    data = tk.Data(read=lambda index: Batch(x[index], y[index], None), labels=y, size=len(y), class_names=(), source="rows")
+    return trained(placement, plan_of().metrics("accuracy"), data, validation_data=data.take(np.arange(41)))
 
 
 def evaluated(placement: Any) -> Arrays:
@@ -212,6 +239,7 @@ ROWS: dict[str, Callable[[Any], Arrays]] = {
         array for count in (33, 34, 35) for array in trained(placement, plan_of().metrics("accuracy"), rows_of(count))
     ],
     "rows with weights": lambda placement: trained(placement, plan_of(), (*rows_of(99), np.linspace(0, 2, 99).astype("float32"))),
+    "rows read when asked for": read_when_asked,
     "two inputs and outputs": both_ways,
     "sequences with masks": sequences,
     "a loss that is no mean over rows": lambda placement: trained(placement, plan_of().loss(not_a_mean), rows_of(99)),
@@ -227,7 +255,10 @@ def run_column(column: str, out: str) -> None:
     placement = placement_of(column)
     warnings.simplefilter("ignore")
     found: dict[str, np.ndarray] = {}
-    for number, (name, row) in enumerate(ROWS.items()):
+    if "PLACEMENT_CHAIN" in os.environ:
+        folder, stop = os.environ["PLACEMENT_CHAIN"].split("|")
+        found = {f"chain/{at}": array for at, array in enumerate(goes_on(placement, folder, int(stop)))}
+    for number, (name, row) in enumerate(ROWS.items() if not found and "PLACEMENT_CHAIN" not in os.environ else ()):
         os.environ["PLACEMENT_FOLDER"] = f"{out}-folder-{number}"
         begun = time.perf_counter()
         try:
@@ -253,14 +284,14 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def launch(column: str, folder: Path) -> tuple[list[dict[str, np.ndarray]], float]:
+def launch(column: str, folder: Path, **variables: str) -> tuple[list[dict[str, np.ndarray]], float]:
     """What each process of a column wrote, and the seconds it took."""
     count = int(column.removeprefix("workers")) if column.startswith("workers") else 1
     workers = [f"127.0.0.1:{port}" for port in free_ports(count)]
     begun = time.perf_counter()
     processes = []
     for index in range(count):
-        environ = dict(os.environ)
+        environ = {**os.environ, **variables}
         if count > 1:
             environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
         command = [sys.executable, __file__, str(folder / column), "--column", column, "--rows", *ROWS]
@@ -271,11 +302,22 @@ def launch(column: str, folder: Path) -> tuple[list[dict[str, np.ndarray]], floa
     return found, time.perf_counter() - begun
 
 
+def chain(columns: list[str], folder: Path) -> dict[str, float]:
+    """The largest difference of a run that goes on by other numbers of workers to one that was never stopped."""
+    whole = launch("one", folder, PLACEMENT_CHAIN=f"{folder / 'whole'}|-1")[0][0]
+    for number, column in enumerate(columns, 1):
+        stop = 5 * number + 1 if number < len(columns) else -1
+        parts = launch(column, folder, PLACEMENT_CHAIN=f"{folder / 'parts'}|{stop}")[0][0]
+    apart = max(float(np.abs(whole[key] - parts[key]).max()) for key in whole)
+    return {"largest": max(float(np.abs(array).max()) for array in whole.values()), "difference": apart}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("result")
     parser.add_argument("--columns", nargs="+", default=COLUMNS)
     parser.add_argument("--rows", nargs="+", default=[""], help="only rows with one of these in their names")
+    parser.add_argument("--chain", nargs="*", default=["workers4", "workers2", "one"])
     parser.add_argument("--column", help=argparse.SUPPRESS)
     given = parser.parse_args()
     for name in [name for name in ROWS if not any(part in name for part in given.rows)]:
@@ -285,6 +327,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         outcomes = {column: launch(column, Path(folder)) for column in given.columns}
+        gone_on = chain(given.chain, Path(folder)) if given.chain else {}
     reference = outcomes["one"][0][0]
     table: dict[str, dict[str, float]] = {}
     for number, name in enumerate(ROWS):
@@ -295,9 +338,12 @@ def main() -> None:
             table[name][column] = float(max(apart)) if len(apart) == len(keys) * len(found) else float("nan")
         cells = "".join(f"{table[name][column]:12.1e}" for column in given.columns)
         print(f"{name:40}{table[name]['largest']:8.2f}{cells}")
+    print(f"stopped twice, by {', '.join(given.chain)}: {gone_on}")
     versions = {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__}
     seconds = {column: round(outcome[1], 1) for column, outcome in outcomes.items()}
-    Path(given.result).write_text(json.dumps({"versions": versions, "seconds": seconds, "table": table}, indent=1) + "\n")
+    Path(given.result).write_text(
+        json.dumps({"versions": versions, "seconds": seconds, "table": table, "chain": gone_on}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

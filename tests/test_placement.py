@@ -26,7 +26,7 @@ BENCHMARK = Path(__file__).resolve().parent.parent / "benchmarks" / "placement.p
 def table(folder: Path, *arguments: str) -> dict[str, dict[str, float]]:
     """The table that the benchmark gives."""
     result = folder / "result.json"
-    command = [sys.executable, str(BENCHMARK), str(result), *arguments]
+    command = [sys.executable, str(BENCHMARK), str(result), *arguments, "--chain"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, dict[str, float]] = json.loads(result.read_text())["table"]
@@ -34,7 +34,7 @@ def table(folder: Path, *arguments: str) -> dict[str, dict[str, float]]:
 
 
 def test_two_devices_and_two_workers_give_the_weights_of_one_device(tmp_path: Path) -> None:
-    rows = ["accumulation", "clipped", "adapting", "cached"]
+    rows = ["accumulation", "clipped", "adapting", "cached", "read when"]
     found = table(tmp_path, "--columns", "one", "mirrored2", "workers2", "--rows", *rows)
     assert len(found) == len(rows)
     for name, row in found.items():

@@ -23,7 +23,7 @@ from typing import Any
 from transferkit._keras import tf
 from transferkit.building.graph_model import AttachMask, ReadMask
 
-__all__ = ["Backward", "Pass", "Replicas", "of_chief"]
+__all__ = ["Backward", "Pass", "Replicas", "gathered_rows", "of_chief", "own_places"]
 
 
 @dataclass(frozen=True)
@@ -109,33 +109,35 @@ class Replicas:
         self.several = getattr(strategy, "cluster_resolver", None) is not None
         self._read_mask = ReadMask()
 
-    def forward(self, x: Any) -> Pass:
+    def forward(self, x: Any, rows: Any = None) -> Pass:
         """The outputs of all rows in inference, on every worker.
 
         Args:
-            x: The inputs of the whole batch.
+            x: The inputs of the whole batch, or of this worker's rows.
+            rows: How many rows the whole batch has, where `x` has this worker's only.
         """
-        shares = self._shares(x)
+        shares = self._shares(x, rows)
         structure: list[Any] = []
 
         def one(x: Any) -> Any:
-            return self._outputs(x, shares, structure, training=False)
+            return self._outputs(x, shares, structure, training=False, own=rows is not None)
 
         with self.strategy.scope():
             flat, masks, added = self.strategy.run(one, args=(x,))
             return self._whole(flat, masks, added, shares, structure[0])
 
     @contextlib.contextmanager
-    def training(self, x: Any) -> Iterator[tuple[Pass, Backward]]:
+    def training(self, x: Any, rows: Any = None) -> Iterator[tuple[Pass, Backward]]:
         """The outputs of all rows in training, on every worker, and how gradients are taken back from there.
 
         Layers that exchange something among the replicas must do so backwards in the context in which they did it forwards. So
         the replicas wait in the middle, in a thread of their own, for the gradients to come back.
 
         Args:
-            x: The inputs of the whole batch.
+            x: As for `forward`.
+            rows: As for `forward`.
         """
-        shares = self._shares(x)
+        shares = self._shares(x, rows)
         structure: list[Any] = []
         given: queue.SimpleQueue[Any] = queue.SimpleQueue()
         asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -152,7 +154,7 @@ class Replicas:
         def one(x: Any) -> Any:
             replica = _replica()
             with tf.GradientTape() as tape:
-                flat, masks, added = self._outputs(x, shares, structure, training=True)
+                flat, masks, added = self._outputs(x, shares, structure, training=True, own=rows is not None)
             back, back_added = tf.distribute.get_replica_context().merge_call(middle, args=(flat, masks, added))
             start, length = shares.starts[replica], shares.lengths[replica]
             with tf.device("CPU:0"):
@@ -195,15 +197,16 @@ class Replicas:
 
     # -- parts of a pass
 
-    def _shares(self, x: Any) -> _Shares:
-        return _Shares.of(tf.shape(tf.nest.flatten(x)[0])[0], self.strategy.num_replicas_in_sync)
+    def _shares(self, x: Any, rows: Any) -> _Shares:
+        return _Shares.of(tf.shape(tf.nest.flatten(x)[0])[0] if rows is None else rows, self.strategy.num_replicas_in_sync)
 
-    def _outputs(self, x: Any, shares: _Shares, structure: list[Any], *, training: bool) -> tuple[Any, Any, Any]:
+    def _outputs(self, x: Any, shares: _Shares, structure: list[Any], *, training: bool, own: bool) -> tuple[Any, Any, Any]:
         """A replica's own outputs, their masks, and its part of what was added to the loss."""
         replica = _replica()
-        with tf.device("CPU:0"):  # where batches are; only the replica's rows go on from there
-            own = tf.nest.map_structure(lambda leaf: tf.gather(leaf, shares.places(replica)), x)
-        outputs = self.model(own, training=training)
+        if not own:
+            with tf.device("CPU:0"):  # where batches are; only the replica's rows go on from there
+                x = tf.nest.map_structure(lambda leaf: tf.gather(leaf, shares.places(replica)), x)
+        outputs = self.model(x, training=training)
         structure.append(outputs)
         flat = tf.nest.flatten(outputs)
         penalties = sum(variable.regularizer is not None for variable in self.model.trainable_variables)
@@ -245,6 +248,26 @@ def of_chief(strategy: Any, values: Sequence[Any]) -> list[Any]:
 
     local = strategy.run(tf.function(one, autograph=False), args=([tf.convert_to_tensor(value) for value in values],))
     return [strategy.experimental_local_results(part)[0] for part in local]
+
+
+def own_places(strategy: Any) -> Callable[[Any], Any] | None:
+    """Gives the places within a batch, by how many rows it has, that this process computes; None where it has several replicas,
+    or is the only process."""
+    if getattr(strategy, "cluster_resolver", None) is None or len(strategy.extended.worker_devices) > 1:
+        return None
+    return lambda rows: _Shares.of(rows, strategy.num_replicas_in_sync).places(strategy.cluster_resolver.task_id)
+
+
+def gathered_rows(strategy: Any, array: Any) -> Any:
+    """What each worker has of an array, one after the other, on every worker.
+
+    Args:
+        strategy: The strategy, with one replica in each process.
+        array: The rows of this worker; as many axes as on the others.
+    """
+    with strategy.scope():
+        local = strategy.run(lambda value: value, args=(tf.convert_to_tensor(array),))
+        return strategy.gather(local, axis=0)
 
 
 def _replica() -> Any:

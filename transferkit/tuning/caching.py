@@ -22,6 +22,7 @@ from transferkit._keras import keras, tf
 from transferkit.building.constancy import RANDOM, TRAINS
 from transferkit.building.frontier import Split, split
 from transferkit.building.graph_model import GraphModel
+from transferkit.building.replicas import own_places
 from transferkit.data import Data, is_arrays, row_count
 from transferkit.tuning.cache_settings import CacheSettings
 from transferkit.tuning.encoding import numpy_dtype
@@ -231,7 +232,8 @@ class Cache:
 
         computing = threading.Event()
         alike = [self._alike(made, data) for data in (self._data, self._validation)]
-        if self._held or alike[0] is None:
+        # What workers exchange they must in the same order, so there is one thread of it.
+        if self._held or alike[0] is None or own_places(self._strategy) is not None:
             return both()
         # Python traces in one thread while TensorFlow computes in others; no two traces go on at once.
         with ThreadPoolExecutor(1, "transferkit-computing") as pool:
@@ -347,7 +349,9 @@ class Cache:
         key = f"{name} {mark}"
         if key not in self._held:
             folder = self._settings.folder
-            self._held[key] = features_of(prefix, data, settings=settings, folder=folder, seed=self._seed, traced=traced)
+            self._held[key] = features_of(
+                prefix, data, settings=settings, folder=folder, seed=self._seed, traced=traced, strategy=self._strategy
+            )
         return self._held[key]
 
 

@@ -17,7 +17,11 @@ from transferkit.building.heads import Head
 from transferkit.data import Batch, Data, as_batch, is_arrays, row_count
 from transferkit.errors import DataError
 
-__all__ = ["ListedBatches", "check_inputs", "complete_class_weights", "epoch_order", "first_rows", "ordered_dataset"]
+__all__ = ["OWN_ROWS", "ListedBatches", "check_inputs", "complete_class_weights", "epoch_order", "first_rows", "ordered_dataset"]
+
+
+#: The name under which inputs stand that are of this worker's rows only.
+OWN_ROWS = "transferkit/own_rows"
 
 
 def epoch_order(rows: int, *, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -32,6 +36,7 @@ def ordered_dataset(
     order: Callable[[], np.ndarray[Any, Any]],
     counted: bool = True,
     failed: Callable[[BaseException], None] | None = None,
+    own: Callable[[Any], Any] | None = None,
 ) -> Any:
     """A `tf.data.Dataset` of batches in the order that `order()` gives each time it is gone over anew.
 
@@ -41,6 +46,8 @@ def ordered_dataset(
         order: Gives the row numbers; called at the start of each pass.
         counted: Whether each pass takes all rows, so that the data set can tell how many batches it has.
         failed: Told of an error in reading rows, which TensorFlow puts into words of its own.
+        own: Gives the places within a batch of so many rows that this process needs the inputs of. What must be read is then
+            read of these only, and the inputs stand under `OWN_ROWS`; labels are always of the whole batch.
     """
     rows = len(data) if isinstance(data, Data) else row_count(data)
     steps = -(-rows // batch_size)
@@ -52,7 +59,7 @@ def ordered_dataset(
         return tf.data.Dataset.from_tensor_slices(indices).batch(batch_size)
 
     indices = tf.data.Dataset.from_generator(passes, output_signature=tf.TensorSpec((None,), tf.int64)).flat_map(cut)
-    dataset = _read_rows(indices, data, failed) if isinstance(data, Data) else _gather_rows(indices, data)
+    dataset = _read_rows(indices, data, failed, own) if isinstance(data, Data) else _gather_rows(indices, data)
     options = tf.data.Options()
     # Rows must go to replicas as they come, not file by file: there are no files.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
@@ -73,9 +80,15 @@ def _gather_rows(indices: Any, parts: Any) -> Any:
     return tf.data.Dataset.zip((indices, held)).map(gather, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def _read_rows(indices: Any, data: Data, failed: Callable[[BaseException], None] | None) -> Any:
+def _read_rows(indices: Any, data: Data, failed: Callable[[BaseException], None] | None, own: Callable[[Any], Any] | None) -> Any:
     """Batches that `data` reads when they are asked for."""
-    example = [part for part in data.rows(np.arange(1)) if part is not None]
+    first = data.rows(np.arange(1))
+    example = [part for part in first if part is not None]
+    if own is not None and not data.in_memory and data.labels is not None and first.sample_weight is None:
+        labels, places = tf.nest.map_structure(_tensor, data.labels), own
+        inputs = _read_rows(indices.map(lambda index: tf.gather(index, places(tf.shape(index)[0]))), data, failed, None)
+        targets = indices.map(lambda index: tf.nest.map_structure(lambda leaf: tf.gather(leaf, index), labels))
+        return tf.data.Dataset.zip((inputs.map(lambda x, _: {OWN_ROWS: x}), targets))
     leaves = [_tensor(leaf) for leaf in tf.nest.flatten(example)]
 
     def read(index: np.ndarray[Any, Any]) -> list[Any]:

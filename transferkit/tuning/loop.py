@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from transferkit._keras import keras, tf
+from transferkit.building.replicas import own_places
 from transferkit.data import Data, is_arrays, row_count, rows_of
 from transferkit.tuning.averaging import recalibrate_batch_norm
 from transferkit.tuning.cache_settings import CacheSettings
@@ -164,11 +165,14 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
         steps_per_epoch=job.steps_per_epoch,
         checks=job.checks,
         kept=job.watch.keeps,
+        own=own_places(job.strategy),
     )
     validation = job.validation
     if isinstance(validation, Data) or is_arrays(validation):
         val_rows = len(validation) if isinstance(validation, Data) else row_count(validation)
-        validation = ordered_dataset(validation, batch_size=job.batch_size, order=lambda: np.arange(val_rows))
+        validation = ordered_dataset(
+            validation, batch_size=job.batch_size, order=lambda: np.arange(val_rows), own=own_places(job.strategy)
+        )
     validation = job.targets.validation(validation)
     check_start(model)
     begin_alike(model, job.strategy)

@@ -16,6 +16,7 @@ import numpy as np
 
 from transferkit._keras import keras, tf
 from transferkit.building.replicas import Pass, Replicas, of_chief
+from transferkit.tuning.feeding import OWN_ROWS
 from transferkit.tuning.noise import parts_of
 
 __all__ = [
@@ -62,7 +63,7 @@ class ReplicatedModel(keras.Model):
         """As Keras's, over the whole batch."""
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         variables = self.trainable_variables
-        with self._replicas.training(x) as (done, backward):
+        with self._replicas.training(*_inputs(x, y)) as (done, backward):
             values = [tf.convert_to_tensor(variable) for variable in variables]
             sources = [*done.flat, *([] if done.added is None else [done.added]), *values]
             with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -79,7 +80,7 @@ class ReplicatedModel(keras.Model):
     def test_step(self, data: Any) -> Any:
         """As Keras's, over the whole batch."""
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-        done = self._replicas.forward(x)
+        done = self._replicas.forward(*_inputs(x, y))
         return self._figures(x, y, weight, done, self._loss_of(x, y, weight, done, None))
 
     def predict_step(self, data: Any) -> Any:
@@ -96,8 +97,15 @@ class ReplicatedModel(keras.Model):
 
     def _figures(self, x: Any, y: Any, weight: Any, done: Pass, loss: Any) -> Any:
         # The first of a compiled model's metrics is the mean of its loss.
-        self.metrics[0].update_state(loss, sample_weight=tf.shape(tf.nest.flatten(x)[0])[0])
+        self.metrics[0].update_state(loss, sample_weight=tf.shape(done.flat[0])[0])
         return self.compute_metrics(x, y, done.outputs(), sample_weight=weight)
+
+
+def _inputs(x: Any, y: Any) -> tuple[Any, Any]:
+    """The inputs, and the rows of the batch where they are of this worker's rows only."""
+    if isinstance(x, dict) and set(x) == {OWN_ROWS}:
+        return x[OWN_ROWS], tf.shape(tf.nest.flatten(y)[0])[0]
+    return x, None
 
 
 def _sum(first: Any, second: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -41,6 +41,7 @@ class Stream:
         steps_per_epoch: Batches in an epoch, where it isn't one pass over the data.
         checks: Looks at each batch; not at rows in memory, which were looked at as a whole.
         kept: Whether the run is kept, so that its place in the data must be told.
+        own: Gives the places within a batch that this process computes, where these are not all.
     """
 
     def __init__(
@@ -54,11 +55,13 @@ class Stream:
         steps_per_epoch: int | None = None,
         checks: BatchChecks | None = None,
         kept: bool = False,
+        own: Callable[[Any], Any] | None = None,
     ) -> None:
         self._data, self._size, self._seed = data, batch_size, seed
         self._targets, self._weight = targets, class_weight
         self._given_steps = steps_per_epoch
         self._checks = checks
+        self._own = None if targets.mixing is not None else own  # mixed rows are made of all
         self._first = 0
         self._whole: Any = None
         #: The pass it is in, and how many batches of it were taken.
@@ -159,7 +162,9 @@ class Stream:
     def _made(self) -> Any:
         data = self._data
         if self._rows:
-            dataset = ordered_dataset(data, batch_size=self._size, order=self._order, counted=False, failed=self._failed)
+            dataset = ordered_dataset(
+                data, batch_size=self._size, order=self._order, counted=False, failed=self._failed, own=self._own
+            )
         elif isinstance(data, tf.data.Dataset):
             dataset = self._looked_at(data)
         else:

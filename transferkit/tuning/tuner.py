@@ -360,7 +360,7 @@ class FineTuner(TuningSteps):
             make_callbacks=self._make_callbacks,
             settings=settings,
             targets=targets,
-            callbacks=[*callbacks, *([TensorBoardLogs(tensorboard)] if tensorboard is not None else [])],
+            callbacks=_told(callbacks, tensorboard, strategy),
             batch_size=batch_size,
             seed=seed,
             class_weight=weights,
@@ -454,6 +454,15 @@ class FineTuner(TuningSteps):
                     found=f"no figure of that name{did_you_mean(monitor, names)}",
                     fix=f"one of {', '.join(map(repr, names))}",
                 )
+
+
+def _told(callbacks: Sequence[Any], tensorboard: str | os.PathLike[str] | None, strategy: Any) -> list[Any]:
+    """The callbacks of this process: Keras's own that write files are the chief's."""
+    if is_chief(strategy):
+        return [*callbacks, *([TensorBoardLogs(tensorboard)] if tensorboard is not None else [])]
+    known = keras.callbacks
+    writers = (known.ModelCheckpoint, known.BackupAndRestore, known.CSVLogger, known.TensorBoard, known.RemoteMonitor)
+    return [item for item in callbacks if not isinstance(item, writers)]
 
 
 def _figures(objective: Objective) -> list[str] | None:

@@ -1,0 +1,171 @@
+"""Claims: a placement on one device costs nothing; two workers share a step that computes much; what half precision does here.
+
+    python benchmarks/placement_cost.py result.json [--turns 3] [--parts cost workers precision]
+
+`cost`: epochs of plain `fit` and of `FineTuner.fit(placement=Placement.cpu())` on the same batches, A B A B, weights equal.
+`workers`: seconds a step by one process with one thread and with two, and by two workers with a thread each.
+`precision`: seconds a step and accuracy on the digits of scikit-learn in float32 and `mixed_bfloat16`, A B A B.
+The first epoch of each, which holds the tracing, is left out; medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import transferkit as tk
+from transferkit.tuning.feeding import epoch_order
+
+SEED, BATCH, ROWS, EPOCHS = 1, 64, 320, 4
+
+
+class Clock(keras.callbacks.Callback):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        del epoch, logs
+        self.begun = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        del epoch, logs
+        self.seconds.append(time.perf_counter() - self.begun)
+
+
+def pictures() -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    return random.normal(size=(ROWS, 32, 32, 3)).astype("float32"), random.integers(0, 10, ROWS)
+
+
+def convolutions() -> Any:
+    keras.utils.set_random_seed(5)
+    layers = [keras.layers.Conv2D(width, 3, strides, "same", activation="relu") for width, strides in ((32, 1), (64, 2), (64, 1))]
+    return keras.Sequential([keras.Input((32, 32, 3)), *layers, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10)])
+
+
+def plan() -> tk.FineTuner:
+    return tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=EPOCHS, learning_rate=1e-3)
+
+
+def by_keras(x: Any, y: Any) -> tuple[list[float], Any]:
+    model, clock = convolutions(), Clock()
+    model.compile(keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    for epoch in range(EPOCHS):
+        order = epoch_order(len(x), seed=SEED, epoch=epoch)
+        rows = x[order], y[order]
+        model.fit(*rows, batch_size=BATCH, shuffle=False, initial_epoch=epoch, epochs=epoch + 1, callbacks=[clock], verbose=0)
+    return clock.seconds[1:], model
+
+
+def placed(placement: tk.Placement, x: Any, y: Any) -> tuple[list[float], Any]:
+    clock = Clock()
+    with placement.scope():
+        model = convolutions()
+    plan().fit(model, (x, y), batch_size=BATCH, seed=SEED, callbacks=[clock], placement=placement, verbose=0)
+    return clock.seconds[1:], model
+
+
+def cost(turns: int) -> dict[str, float]:
+    x, y = pictures()
+    seconds: dict[str, list[float]] = {"fit": [], "placement": []}
+    for _ in range(turns):
+        taken, plain = by_keras(x, y)
+        seconds["fit"] += taken
+        taken, model = placed(tk.Placement.cpu(), x, y)
+        seconds["placement"] += taken
+        apart = max(float(np.abs(a - b).max()) for a, b in zip(plain.get_weights(), model.get_weights(), strict=True))
+        assert apart < 1e-5, apart
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {**medians, "ratio": medians["placement"] / medians["fit"], "largest difference": apart}
+
+
+def one_worker(out: str, several: bool) -> None:
+    placement = tk.Placement.multi_worker() if several else tk.Placement.cpu()
+    seconds, _ = placed(placement, *pictures())
+    Path(out).write_text(json.dumps(statistics.median(seconds) / (ROWS / BATCH)))
+
+
+def workers(turns: int) -> dict[str, float]:
+    found: dict[str, list[float]] = {"one, one thread": [], "one, two threads": [], "two, one thread each": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(turns):
+            for name, threads, count in (("one, one thread", 1, 1), ("one, two threads", 2, 1), ("two, one thread each", 1, 2)):
+                sockets = [socket.socket() for _ in range(count)]
+                for item in sockets:
+                    item.bind(("127.0.0.1", 0))
+                addresses = [f"127.0.0.1:{item.getsockname()[1]}" for item in sockets]
+                for item in sockets:
+                    item.close()
+                processes = []
+                for index in range(count):
+                    environ = {**os.environ, "TF_NUM_INTRAOP_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+                    if count > 1:
+                        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+                        environ["TF_CONFIG"] = json.dumps(task)
+                    command = [sys.executable, __file__, f"{folder}/{index}", "--worker", str(count)]
+                    processes.append(subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL))
+                failed = [process.wait() for process in processes]
+                assert not any(failed), name
+                found[name].append(json.loads(Path(f"{folder}/0").read_text()))
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    return {**medians, "speed-up of two workers": medians["one, one thread"] / medians["two, one thread each"]}
+
+
+def precision(turns: int) -> dict[str, Any]:
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    x = (x / 16).astype("float32")
+    order = np.random.default_rng(0).permutation(len(x))
+    train, test = order[:1400], order[1400:]
+    seconds: dict[str, list[float]] = {"float32": [], "mixed_bfloat16": []}
+    accuracy: dict[str, list[float]] = {name: [] for name in seconds}
+    for turn in range(turns):
+        for name in seconds:
+            placement, clock = tk.Placement.cpu(precision=name), Clock()
+            with placement.scope():
+                model = tk.ModelBuilder((64,)).dense(2048, "relu").dense(2048, "relu").classifier(10).build(seed=turn)
+            plan().fit(model, (x[train], y[train]), batch_size=256, seed=turn, callbacks=[clock], placement=placement, verbose=0)
+            seconds[name] += [taken / (-(-len(train) // 256)) for taken in clock.seconds[1:]]
+            accuracy[name].append(float(tk.Evaluator("accuracy").run(model, (x[test], y[test]))["accuracy"]))
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {"seconds a step": medians, "ratio": medians["float32"] / medians["mixed_bfloat16"], "accuracy": accuracy}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("result")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--parts", nargs="+", default=["cost", "workers", "precision"])
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker:
+        one_worker(given.result, given.worker > 1)
+        return
+    parts = {"cost": cost, "workers": workers, "precision": precision}
+    found = {name: parts[name](given.turns) for name in given.parts}
+    print(json.dumps(found, indent=1))
+    versions = {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__}
+    Path(given.result).write_text(json.dumps({"versions": versions, **found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
