@@ -253,6 +253,9 @@ ROWS: dict[str, Callable[[Any], Arrays]] = {
 def run_column(column: str, out: str) -> None:
     """Runs every row, and writes what it gave; in each worker of a cluster."""
     placement = placement_of(column)
+    if placement is not None:
+        with placement.scope():  # before TensorFlow begins, as an optimizer in a plan makes it
+            pass
     warnings.simplefilter("ignore")
     found: dict[str, np.ndarray] = {}
     if "PLACEMENT_CHAIN" in os.environ:
@@ -327,7 +330,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         outcomes = {column: launch(column, Path(folder)) for column in given.columns}
-        gone_on = chain(given.chain, Path(folder)) if given.chain else {}
+        report(given, outcomes, chain(given.chain, Path(folder)) if given.chain else {})
+
+
+def report(given: Any, outcomes: dict[str, Any], gone_on: dict[str, float]) -> None:
+    """Prints the table and writes it down."""
     reference = outcomes["one"][0][0]
     table: dict[str, dict[str, float]] = {}
     for number, name in enumerate(ROWS):
