@@ -159,10 +159,11 @@ class Run:
 
 
 def difference(result: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
-    """Of every worker's variables, to those of the first worker of the whole run."""
+    """Of every worker's variables, to those of the same worker in the whole run: each has a seed of its own for dropout."""
     import numpy as np
 
-    pairs = [pair for weights in result["weights"] for pair in zip(whole["weights"][0], weights, strict=True)]
+    both = zip(whole["weights"], result["weights"], strict=True)
+    pairs = [pair for before, after in both for pair in zip(before, after, strict=True)]
     return {
         "variables compared": len(pairs),
         "variables that differ": sum(not np.array_equal(a, b) for a, b in pairs),
