@@ -2,9 +2,9 @@
 
     python benchmarks/training_in_full.py result.json [--rows 640] [--epochs 4] [--turns 3]
 
-MobileNetV2 0.35 at 96 pixels, every layer trains; the same batches in the same order, A B C A B C. Timed from the begin of an epoch
-to its end, the first of each, which holds the tracing, left out; medians. Plain `fit` goes over arrays and over a data set of the
-same batches: Keras itself comes to other last bits from the two, so the weights are compared with those from the data set.
+MobileNetV2 0.35 at 96 pixels, every layer trains; the same batches in the same order, A B C A B C. Timed from the begin of an
+epoch to its end, the first of each, which holds the tracing, left out; medians. Plain `fit` goes over arrays and over a data set
+of the same batches: Keras comes to other last bits from the two, so the weights are compared with those from the data set.
 """
 
 from __future__ import annotations
