@@ -37,8 +37,10 @@ def test_where_features_cannot_be_kept_the_head_has_a_third() -> None:
 
 
 def test_where_a_random_layer_comes_first_the_head_has_a_third() -> None:
-    network = keras.Sequential([keras.Input((4,)), keras.layers.GaussianNoise(0.1), *model(2).layers])
-    plan = tk.FineTuner.default(network, data(60), epochs=12)
+    flat = [keras.layers.Flatten(), *model(2).layers]
+    network = keras.Sequential([keras.Input((2, 2, 1)), keras.layers.RandomFlip(), *flat])
+    x, y = data(60)
+    plan = tk.FineTuner.default(network, (x.reshape(-1, 2, 2, 1), y), epochs=12)
     assert [phase.epochs for phase in plan.phases()] == [4, 8]
 
 

@@ -69,13 +69,13 @@ class Stopping(keras.callbacks.Callback):  # type: ignore[misc, unused-ignore]
         self._stop("test")
 
 
-def network(flips: bool = True) -> Any:
+def network(flips: bool = True, activation: str = "relu") -> Any:
     image = keras.Input((SIZE, SIZE, 1))
     x = layers.RandomFlip("horizontal")(image) if flips else image
     x = layers.Conv2D(4, 3, activation="relu", name="conv")(x)
     x = layers.BatchNormalization(name="norm")(x)
     x = layers.Dropout(0.2, name="drop")(x)
-    x = layers.Dense(5, activation="relu", name="hidden")(layers.Flatten()(x))
+    x = layers.Dense(5, activation=activation, name="hidden")(layers.Flatten()(x))
     model = keras.Model(image, layers.Dense(CLASSES, name="head")(layers.Dropout(0.3)(x)))
     for index, weight in enumerate(model.trainable_variables):
         weight.assign(np.random.default_rng(index).normal(size=weight.shape, scale=0.3))
@@ -292,6 +292,10 @@ def test_what_differs_is_said_and_nothing_is_changed(tmp_path: Path) -> None:
     assert same(before, [variable.numpy() for variable in model.variables])
     with pytest.raises(StorageError, match="a run that is under way there"):
         fit(small(), tmp_path, resume=False)
+    with pytest.raises(
+        StorageError, match=r"another setting of a layer: … .*activation=relu.* there, … .*activation=tanh.* here"
+    ):
+        fit(small(), tmp_path, model=network(activation="tanh"))
 
 
 def test_a_run_that_goes_on_with_other_threads_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from transferkit._keras import keras, tf
+from transferkit.building.heads import heads_of, leaf_layers
 from transferkit.data import Data, is_arrays, row_count
 
 __all__ = ["differences", "environment", "identity", "threads"]
@@ -36,16 +37,34 @@ def identity(plan: Any, model: Any, *, data: Any, validation: Any, seed: int, **
         settings: More of the call.
     """
     variables = [(tuple(item.shape), keras.backend.standardize_dtype(item.dtype)) for item in model.variables]
-    layers = [type(layer).__name__ for layer in model.layers]
-    mark = hashlib.sha256(repr((layers, variables)).encode()).hexdigest()[:12]
+    mark = hashlib.sha256(repr(variables).encode()).hexdigest()[:12]
     return {
         "plan": repr(plan),
-        "model": f"{len(layers)} layers, {model.count_params():,} parameters, {mark}",
+        "model": f"{len(model.layers)} layers, {model.count_params():,} parameters, {mark}",
+        "setting of a layer": "; ".join(_settings(layer) for _, layer in leaf_layers(model)),
+        "classes of the model": repr([head.class_names for head in heads_of(model)]),
         "training data": _data_mark(data),
         "validation data": _data_mark(validation),
         "seed": str(seed),
         **{name: repr(value) for name, value in settings.items()},
     }
+
+
+def _settings(layer: Any) -> str:
+    """A layer in words, without what may differ between two that do the same: names, which Keras counts, and what is frozen."""
+    try:
+        config = layer.get_config()
+    except (NotImplementedError, TypeError, ValueError):
+        config = {}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(item) for key, item in value.items() if key not in ("name", "trainable")}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return value if isinstance(value, (str, int, float)) or value is None else type(value).__name__
+
+    return f"{type(layer).__name__}({', '.join(f'{key}={item}' for key, item in plain(config).items())})"
 
 
 def _data_mark(data: Any) -> str:
