@@ -270,6 +270,8 @@ def test_classes_that_the_model_numbers_otherwise() -> None:
             "  likely cause: label 0 would stand for 'ant' in the data and for 'bee' in the model\n"
             "  to fix it: give the head the data's order, .classifier(['ant', 'bee', 'cat']), or the data the model's"
         )
+    with pytest.raises(errors.DataError, match="Checking the validation data against the model"):
+        tk.FineTuner().fit(model, (x, y), validation_data=data, seed=0, verbose=0)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
     assert tk.Evaluator("accuracy").run(model, (x, y)).scored.rows.classes == ("bee", "ant", "cat")
 

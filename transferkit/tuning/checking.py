@@ -23,20 +23,20 @@ __all__ = ["BatchChecks", "check_classes", "unscaled"]
 
 def check_classes(data: Any, validation: Any, heads: Sequence[Head]) -> None:
     """Raises a DataError where data and model, or two `Data`, number classes differently, so that a label would mean another."""
-    if not isinstance(data, Data) or not data.class_names:
-        return
+    ours, theirs = (part.class_names if isinstance(part, Data) else () for part in (data, validation))
     if len(heads) == 1:
-        check_class_names(heads[0], data.class_names, asked="Checking the training data against the model.")
-    if isinstance(validation, Data) and validation.class_names and data.class_names != validation.class_names:
-        ours, theirs = set(data.class_names), set(validation.class_names)
-        found = [f"no class {name!r} in the validation data" for name in data.class_names if name not in theirs]
-        found += [f"no class {name!r} in the training data" for name in validation.class_names if name not in ours]
+        check_class_names(heads[0], ours, asked="Checking the training data against the model.")
+    if ours and theirs and ours != theirs:
+        found = [f"no class {name!r} in the validation data" for name in ours if name not in theirs]
+        found += [f"no class {name!r} in the training data" for name in theirs if name not in ours]
         raise DataError(
             "Checking the validation data against the training data.",
             found=found or "the same classes in another order",
             cause="classes are numbered in the order of their folders, so one number would mean two classes",
             fix="give both the same folders, or set a share of the training data apart: validation_data=0.1",
         )
+    if len(heads) == 1:
+        check_class_names(heads[0], theirs, asked="Checking the validation data against the model.")
 
 
 def unscaled(model: Any, x: Any) -> str:
