@@ -73,6 +73,11 @@ class Split(Tabular):
         """Bytes of one row at the boundary."""
         return sum(item.nbytes for item in self.boundary)
 
+    @property
+    def useful(self) -> bool:
+        """Whether something with weights is computed once."""
+        return self.prefix is not None and any(layer.weights for layer in self.prefix.layers)
+
     def __bool__(self) -> bool:
         return self.prefix is not None
 

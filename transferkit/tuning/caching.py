@@ -64,7 +64,7 @@ def obstacle(made: Split) -> str:
     """Why nothing of the model can be computed once; empty when something can."""
     if not made:
         return made.reason + (_OFFER if any(why == RANDOM for _, why in made.blocked) else "")
-    if any(layer.weights for layer in made.prefix.layers):
+    if made.useful:
         return ""
     name, why = made.blocked[0]
     return f"nothing with weights lies before {name}, for {why}{_OFFER if why == RANDOM else ''}"

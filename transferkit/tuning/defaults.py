@@ -5,6 +5,7 @@ May import Keras and the floors below.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def _rows(data: Any) -> int | None:
 _HEAD_STEPS = 600
 
 
-def default_plan(empty: Any, model: Any, data: Any, *, epochs: int | None, once: bool) -> Any:
+def default_plan(empty: Any, model: Any, data: Any, *, epochs: int | None, once: Callable[[], bool]) -> Any:
     """The default phases and settings on an empty plan.
 
     Args:
@@ -41,7 +42,7 @@ def default_plan(empty: Any, model: Any, data: Any, *, epochs: int | None, once:
         model: A built model.
         data: What `fit` will be given.
         epochs: How often the data may go through the whole network, or None.
-        once: Whether what the first phase freezes can be computed once.
+        once: Tells whether what is below the head can be computed once; asked only where that matters.
     """
     heads_of(model)
     rows = _rows(data)
@@ -54,7 +55,7 @@ def default_plan(empty: Any, model: Any, data: Any, *, epochs: int | None, once:
     deep = max(1, round(epochs * 2 / 3))
     # What is frozen is computed once, so the head may well go on until it has settled; where it can't be, it has a third.
     head = epochs - deep
-    if once and rows is not None and (isinstance(data, Data) or is_arrays(data)):
+    if rows is not None and (isinstance(data, Data) or is_arrays(data)) and once():
         head = max(head, min(40, max(5, round(_HEAD_STEPS * 32 / rows))))
     # Under Adam every layer moves by about the rate, and what they do to the output adds up over the depth.
     rate = max(3e-4, min(3e-3, float(f"{3e-3 / body:.1g}")))

@@ -80,14 +80,11 @@ class FineTuner(TuningSteps):
             What each step of the plan does
             ...
         """
-        settled: FineTuner = default_plan(cls(), model, data, epochs=epochs, once=True)
-        short: FineTuner = default_plan(cls(), model, data, epochs=epochs, once=False)
-        return settled if settled._computes_once(model) else short
-
-    def _computes_once(self, model: Any) -> bool:
-        """Whether something with weights is computed once in the first phase."""
-        made = planned_split(model, self._resolved(model)[0])
-        return bool(made) and any(layer.weights for layer in made.prefix.layers)
+        head = cls().phase("head", train=Layers.head(), epochs=1)
+        plan: FineTuner = default_plan(
+            cls(), model, data, epochs=epochs, once=lambda: planned_split(model, head._resolved(model)[0]).useful
+        )
+        return plan
 
     def explain(self) -> Table:
         """The plan line by line: what each step does, and where the method comes from."""
@@ -111,7 +108,7 @@ class FineTuner(TuningSteps):
         parts = []
         for plan in plans:
             made = None if cache.wanted is False else planned_split(model, plan, views=cache.views > 1)
-            useful = made is not None and bool(made) and any(layer.weights for layer in made.prefix.layers)
+            useful = made is not None and made.useful
             optimizer = self.make_optimizer(plan.phase.learning_rate)
             cost = cost_of(
                 plan,
