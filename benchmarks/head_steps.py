@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +24,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
+from clocks import Clock
 
 import transferkit as tk
 from transferkit.tuning.feeding import epoch_order
 
 WIDTH, CLASSES, BATCH, SEED = 1280, 10, 32, 1
-
-
-class Clock(keras.callbacks.Callback):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seconds: list[float] = []
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        del epoch, logs
-        self.begun = time.perf_counter()
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        del epoch, logs
-        self.seconds.append(time.perf_counter() - self.begun)
 
 
 def model_of() -> Any:

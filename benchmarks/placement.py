@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,7 +32,9 @@ import numpy as np
 import tensorflow as tf
 
 import transferkit as tk
+from transferkit.cluster import Cluster
 from transferkit.data import Batch
+from transferkit.meeting import free_ports
 
 COLUMNS = ("one", "mirrored2", "mirrored4", "workers2", "workers4")
 SEED, BATCH = 3, 32
@@ -277,26 +278,16 @@ def run_column(column: str, out: str) -> None:
     np.savez(f"{out}-{index}.npz", **found)
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for item in sockets:
-        item.bind(("127.0.0.1", 0))
-    ports = [item.getsockname()[1] for item in sockets]
-    for item in sockets:
-        item.close()
-    return ports
-
-
 def launch(column: str, folder: Path, **variables: str) -> tuple[list[dict[str, np.ndarray]], float]:
     """What each process of a column wrote, and the seconds it took."""
     count = int(column.removeprefix("workers")) if column.startswith("workers") else 1
-    workers = [f"127.0.0.1:{port}" for port in free_ports(count)]
+    workers = tuple(f"127.0.0.1:{port}" for port in free_ports(count))
     begun = time.perf_counter()
     processes = []
     for index in range(count):
         environ = {**os.environ, **variables}
         if count > 1:
-            environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
+            environ["TF_CONFIG"] = Cluster(workers, index).tf_config()
         command = [sys.executable, __file__, str(folder / column), "--column", column, "--rows", *ROWS]
         processes.append(subprocess.Popen(command, env=environ, stderr=None if index == 0 else subprocess.DEVNULL))
     failed = [process.wait() for process in processes]

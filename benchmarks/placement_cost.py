@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import socket
 import statistics
 import subprocess
 import sys
@@ -29,25 +28,14 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import keras
 import numpy as np
 import tensorflow as tf
+from clocks import Clock
 
 import transferkit as tk
+from transferkit.cluster import Cluster
+from transferkit.meeting import free_ports
 from transferkit.tuning.feeding import epoch_order
 
 SEED, BATCH, ROWS, EPOCHS = 1, 64, 1280, 4
-
-
-class Clock(keras.callbacks.Callback):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seconds: list[float] = []
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        del epoch, logs
-        self.begun = time.perf_counter()
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        del epoch, logs
-        self.seconds.append(time.perf_counter() - self.begun)
 
 
 def pictures() -> tuple[np.ndarray, np.ndarray]:
@@ -110,18 +98,12 @@ def workers(turns: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(turns):
             for name, cores, count in (("one, one core", 1, 1), ("one, two cores", 2, 1), ("two, one core each", 1, 2)):
-                sockets = [socket.socket() for _ in range(count)]
-                for item in sockets:
-                    item.bind(("127.0.0.1", 0))
-                addresses = [f"127.0.0.1:{item.getsockname()[1]}" for item in sockets]
-                for item in sockets:
-                    item.close()
+                addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(count))
                 processes = []
                 for index in range(count):
                     environ = dict(os.environ)
                     if count > 1:
-                        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-                        environ["TF_CONFIG"] = json.dumps(task)
+                        environ["TF_CONFIG"] = Cluster(addresses, index).tf_config()
                     command = [
                         sys.executable,
                         __file__,
