@@ -157,10 +157,3 @@ def test_the_plan_is_a_value() -> None:
     one = plan(rank=2, layers=tk.Layers.named("body"))
     assert tk.FineTuner.from_json(one.to_json()) == one
     assert "LoRA, Hu et al. 2022" in str(one.explain())
-
-
-def test_checkpoints_are_refused_with_factors(tmp_path: Path) -> None:
-    with pytest.raises(errors.PlanError) as caught:
-        plan(rank=2).fit(network(), data(network()), checkpoint_dir=tmp_path / "run", seed=0, verbose=0)
-    assert "LoRA in the plan, whose factors are on the model only while a phase runs" in str(caught.value)
-    assert not (tmp_path / "run").exists()

@@ -209,6 +209,10 @@ def test_a_stopped_run_on_features_is_the_run_that_was_not(tmp_path: Path) -> No
     assert same(state_of(again), state_of(model))
 
 
+def test_a_run_with_factors_goes_on_within_a_phase_that_has_them(tmp_path: Path) -> None:
+    check(small().lora(2, layers=tk.Layers.all()), tmp_path, [("batch", 3), ("batch", 8), ("batch", 14)])
+
+
 @pytest.mark.parametrize(
     "make",
     [

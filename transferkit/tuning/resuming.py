@@ -225,11 +225,12 @@ class Session(Watch):
             spread: Gives replicas what is each one's own, when all have the same.
         """
         self._model, self._history, self._records, self._by_epoch = model, history, records, bool(by_epoch)
+        self._own = list(model.variables)
         self._spread = spread
         if self._folder is not None and by_epoch:
             self.tell(f"A stopped run goes on from the beginning of an epoch: the data is {by_epoch}.")
         if self._found is not None:
-            _assign(_named("model", model.variables), self._found.arrays)
+            _assign(_named("model", self._own), self._found.arrays)
             history.update({name: list(values) for name, values in self._found.state["history"].items()})
             self._steps = self._found.state["steps"]
         spread()
@@ -397,8 +398,11 @@ class Session(Watch):
 
     def _named(self) -> list[tuple[str, Any]]:
         model, optimizer = self._trained, self._model.optimizer
+        own = {id(variable) for variable in self._own}
         return [
-            *_named("model", self._model.variables),
+            *_named("model", self._own),
+            # What is on the model only while a phase runs: LoRA's factors.
+            *_named("model/added", [variable for variable in self._model.variables if id(variable) not in own]),
             *_named("optimizer", _optimizer_variables(optimizer)),
             *_named("metrics", model.metrics_variables),
             *_named("random", self._random),

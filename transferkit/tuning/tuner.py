@@ -266,13 +266,6 @@ class FineTuner(TuningSteps):
                 changes, or a step needs more memory than there is.
             TrainingInterruptedError: on Ctrl-C, where there is a `checkpoint_dir`.
         """
-        if checkpoint_dir is not None and self._last("lora"):
-            raise PlanError(
-                "Training with checkpoints.",
-                found="LoRA in the plan, whose factors are on the model only while a phase runs",
-                cause="a checkpoint within a phase would have to be loaded into a model that lacks them",
-                fix="leave checkpoint_dir out, or .lora",
-            )
         with (
             running(placement, model) as strategy,
             session(
