@@ -8,8 +8,9 @@ these is tried out once in a process. May import Keras and the floors below.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -18,9 +19,15 @@ from transferkit.building.graph import Call, Spec
 
 __all__ = ["apply_norm", "norm_constants", "simple_norms"]
 
+Shape: TypeAlias = tuple[int | None, ...]
 
-def simple_norms(calls: Iterable[Call], specs: dict[int, Spec], *, loud: frozenset[int]) -> dict[int, int]:
-    """The calls of float32 BatchNorm in inference mode, by index, with the number of axes of their input.
+
+#: Values in a row of the input from which on its last two axes are taken for one: TensorFlow spreads a few channels slowly.
+_LARGE = 1 << 12
+
+
+def simple_norms(calls: Iterable[Call], specs: dict[int, Spec], *, loud: frozenset[int]) -> dict[int, Shape]:
+    """The calls of float32 BatchNorm in inference mode, by index, with the shape of their input.
 
     None where a mask may be about, which only Keras's own call hands on.
     """
@@ -34,7 +41,7 @@ def simple_norms(calls: Iterable[Call], specs: dict[int, Spec], *, loud: frozens
             continue
         (number,) = call.inputs
         if specs[number].dtype == "float32" and layer.activity_regularizer is None:
-            found[index] = len(specs[number].shape)
+            found[index] = specs[number].shape
     return found if found and _formula_holds() else {}
 
 
@@ -45,8 +52,8 @@ def _is_kerass(call: Call) -> bool:
     return type(operation).__module__.split(".")[0] == "keras"
 
 
-def norm_constants(layer: Any, axes: int) -> tuple[Any, Any]:
-    """The factor and the offset of a BatchNorm whose input has so many axes, by Keras's own operations."""
+def norm_constants(layer: Any, shape: Shape) -> tuple[Any, Any]:
+    """The factor and the offset of a BatchNorm whose input has that shape, by Keras's own operations."""
     factor = tf.math.rsqrt(_value(layer.moving_variance) + layer.epsilon)
     if layer.scale:
         factor = factor * _value(layer.gamma)
@@ -54,10 +61,13 @@ def norm_constants(layer: Any, axes: int) -> tuple[Any, Any]:
     if layer.center:
         offset = _value(layer.beta) - _value(layer.moving_mean) * factor
     (axis,) = layer.axis if isinstance(layer.axis, (list, tuple)) else (layer.axis,)
-    if axis not in (-1, axes - 1):
-        shape = [1] * axes
-        shape[axis] = -1
-        return tf.reshape(factor, shape), tf.reshape(offset, shape)
+    last = len(shape) - 1
+    if axis not in (-1, last):
+        spread = [1] * len(shape)
+        spread[axis] = -1
+        return tf.reshape(factor, spread), tf.reshape(offset, spread)
+    if last > 1 and None not in shape[1:] and math.prod(length or 1 for length in shape[1:]) >= _LARGE:
+        return tf.tile(factor, shape[-2:-1]), tf.tile(offset, shape[-2:-1])
     return factor, offset
 
 
@@ -67,7 +77,10 @@ def _value(variable: Any) -> Any:
 
 def apply_norm(x: Any, constants: tuple[Any, Any]) -> Any:
     """What the BatchNorm gives for `x`."""
-    return x * constants[0] + constants[1]
+    factor, offset = constants
+    if factor.shape.rank == 1 and factor.shape[0] != x.shape[-1]:
+        return tf.reshape(tf.reshape(x, (-1, factor.shape[0])) * factor + offset, (-1, *x.shape[1:]))
+    return x * factor + offset
 
 
 @functools.cache
@@ -82,7 +95,7 @@ def _formula_holds() -> bool:
         for variable in layer.weights:
             variable.assign(random.uniform(0.1, 2.0, variable.shape).astype("float32"))
         made.append(layer)
-    constants = [norm_constants(layer, 4) for layer in made]
+    constants = [norm_constants(layer, x.shape) for layer in made]
 
     def both(tensor: Any, given: Any) -> Any:
         pairs = zip(given, made, strict=True)

@@ -111,7 +111,7 @@ class GraphModel(keras.Model):
             norms = {} if masked else simple_norms(calls, self._all_specs.value, loud=loud)
             self._function.value = norms, tf.function(lambda x, given: self._run(x, False, given), autograph=False)
         norms, function = self._function.value
-        constants = {index: norm_constants(calls[index].operation, axes) for index, axes in norms.items()}
+        constants = {index: norm_constants(calls[index].operation, shape) for index, shape in norms.items()}
         if like is not None:
             function.get_concrete_function(like, constants)
         return lambda x: function(x, constants)
