@@ -154,6 +154,16 @@ def test_heads_are_found_in_models_of_every_kind() -> None:
     nested = keras.Sequential([keras.Input((4,)), sequential, keras.layers.Dropout(0.1)])
     assert [head.layer.name for head in heads_of(nested)] == ["x"]
     assert next(path for path, _ in leaf_layers(nested)) == f"{sequential.name}/x"
+    sequential.add(keras.layers.Dense(7, name="grown"))  # what was read before doesn't hold any more
+    assert [(head.layer.name, head.shape) for head in heads_of(sequential)] == [("grown", (7,))]
+
+
+def test_heads_are_found_behind_operations_that_are_no_layers() -> None:
+    x = keras.Input((4,))
+    one, other = keras.layers.Dense(3, name="one")(x), keras.layers.Dense(6, name="other")(x)
+    model = keras.Model(x, [keras.ops.softmax(one), keras.ops.reshape(keras.activations.sigmoid(other), (-1, 2, 3)), x])
+    found = [(head.layer and head.layer.name, head.shape, head.activation) for head in heads_of(model)]
+    assert found == [("one", (3,), "softmax"), ("other", (2, 3), "sigmoid"), (None, (4,), "linear")]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ one with the fewest bytes a row is taken (`min_cut`). May import Keras and the f
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import functools
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,10 +50,7 @@ class Split(Tabular):
     Args:
         prefix: Gives the boundary tensors, in order, then the masks of those that carry one: one tensor, or a list of several.
             None when nothing can be computed once.
-        still: The same without the random augmentation that `views` lets into the prefix.
         suffix: Takes what the prefix gives, and gives what the model gives. None when the prefix is.
-        whole: The model with its frozen part in inference mode, whatever `training` says; what `suffix(prefix(x))` is equal to
-            when training. None when the model's graph can't be read.
         boundary: The tensors between the two.
         cached: The paths of the layers in the prefix.
         blocked: For each layer at which the prefix ends, why it is not part of it.
@@ -60,13 +58,24 @@ class Split(Tabular):
     """
 
     prefix: Any
-    still: Any
     suffix: Any
-    whole: Any = field(repr=False)
     boundary: tuple[Boundary, ...]
     cached: tuple[str, ...]
     blocked: tuple[tuple[str, str], ...]
     reason: str
+    _still: Callable[[], Any] = field(repr=False, compare=False)
+    _whole: Callable[[], Any] = field(repr=False, compare=False)
+
+    @functools.cached_property
+    def still(self) -> Any:
+        """The prefix without the random augmentation that `views` lets into it."""
+        return self._still()
+
+    @functools.cached_property
+    def whole(self) -> Any:
+        """The model with its frozen part in inference mode, whatever `training` says; what `suffix(prefix(x))` is equal to when
+        training. None when the model's graph can't be read."""
+        return self._whole()
 
     @property
     def nbytes(self) -> int:
@@ -146,7 +155,7 @@ def split(
     """
     graph, why = _graph_of(model)
     if graph is None:
-        return _whole_only(None, why, at=at)
+        return _whole_only(lambda: None, why, at=at)
     statics = Constancy(graph, frozen=frozen, inference=inference, views=views)
     statics.try_out(trial_rows(graph, sample))
     chosen = _cheapest(graph, statics) if at is None else _behind(graph, statics, at)
@@ -171,10 +180,12 @@ def _is_own(model: Any, name: str) -> bool:
     return getattr(type(model), name) is not getattr(keras.Model, name)
 
 
-def _whole_only(whole: Any, reason: str, *, at: Sequence[str] | None = None, blocked: tuple[tuple[str, str], ...] = ()) -> Split:
+def _whole_only(
+    whole: Callable[[], Any], reason: str, *, at: Sequence[str] | None = None, blocked: tuple[tuple[str, str], ...] = ()
+) -> Split:
     if at is not None:
         raise ModelError(f"Cutting behind {shorten(at)}.", found=reason)
-    return Split(prefix=None, still=None, suffix=None, whole=whole, boundary=(), cached=(), blocked=blocked, reason=reason)
+    return Split(None, None, boundary=(), cached=(), blocked=blocked, reason=reason, _still=lambda: None, _whole=whole)
 
 
 def _behind(graph: Graph, statics: Constancy, at: Sequence[str]) -> set[int]:
@@ -238,16 +249,20 @@ def _assemble(model: Any, graph: Graph, statics: Constancy, chosen: set[int]) ->
     calls = graph.calls
     quiet_all = frozenset(statics.constant() - statics.loud) if statics.inference else frozenset()
     common: dict[str, Any] = {"specs": graph.specs, "order": list(model.variables)}
-    whole = GraphModel(
-        calls,
-        inputs=graph.inputs,
-        outputs=graph.output_structure,
-        quiet=quiet_all,
-        input_structure=graph.input_structure,
-        name=f"{model.name}_whole",
-        **common,
-    )
-    _copy_output_names(model, whole)
+    name, output_names = model.name, list(getattr(model, "output_names", ()))
+
+    def whole() -> Any:
+        made = GraphModel(
+            calls,
+            inputs=graph.inputs,
+            outputs=graph.output_structure,
+            quiet=quiet_all,
+            input_structure=graph.input_structure,
+            name=f"{name}_whole",
+            **common,
+        )
+        return _named_outputs(made, output_names)
+
     prefix_calls = [index for index in range(len(calls)) if index in chosen]
     suffix_calls = [index for index in range(len(calls)) if index not in chosen]
     blocked = _blocked(graph, statics)
@@ -261,8 +276,9 @@ def _assemble(model: Any, graph: Graph, statics: Constancy, chosen: set[int]) ->
     crossing = [number for number in (*graph.inputs, *given) if number in read]
     masked = [number for number in crossing if number in statics.masked]
     loud = frozenset(place for place, index in enumerate(prefix_calls) if index in statics.loud)
-    prefix, still = (
-        GraphModel(
+
+    def before(random: frozenset[int]) -> Any:
+        return GraphModel(
             [calls[index] for index in prefix_calls],
             inputs=graph.inputs,
             outputs=[Ref(number) for number in crossing],
@@ -270,21 +286,20 @@ def _assemble(model: Any, graph: Graph, statics: Constancy, chosen: set[int]) ->
             quiet=frozenset(range(len(prefix_calls))) - random,
             loud=random,
             input_structure=graph.input_structure,
-            name=f"{model.name}_prefix",
+            name=f"{name}_prefix",
             **common,
         )
-        for random in (loud, frozenset())
-    )
+
+    prefix = before(loud)
     suffix = GraphModel(
         [calls[index] for index in suffix_calls],
         inputs=crossing,
         masked=masked,
         outputs=graph.output_structure,
         quiet=frozenset(place for place, index in enumerate(suffix_calls) if index in quiet_all),
-        name=f"{model.name}_suffix",
+        name=f"{name}_suffix",
         **common,
     )
-    _copy_output_names(model, suffix)
     names = {number: call.path for call in calls for number in call.outputs}
     boundary = tuple(
         Boundary(
@@ -298,13 +313,13 @@ def _assemble(model: Any, graph: Graph, statics: Constancy, chosen: set[int]) ->
     )
     return Split(
         prefix=prefix,
-        still=still if loud else prefix,
-        suffix=suffix,
-        whole=whole,
+        suffix=_named_outputs(suffix, output_names),
         boundary=boundary,
         cached=tuple(dict.fromkeys(calls[index].path for index in prefix_calls)),
         blocked=blocked,
         reason="",
+        _still=lambda: before(frozenset()) if loud else prefix,
+        _whole=whole,
     )
 
 
@@ -318,7 +333,8 @@ def _blocked(graph: Graph, statics: Constancy) -> tuple[tuple[str, str], ...]:
     return tuple(found.items())
 
 
-def _copy_output_names(model: Any, part: Any) -> None:
+def _named_outputs(part: Any, names: list[str]) -> Any:
     """Lets `compile` take losses by the names of the outputs, as it does for the whole model."""
-    if hasattr(model, "output_names"):
-        part.output_names = list(model.output_names)
+    if names:
+        part.output_names = names
+    return part

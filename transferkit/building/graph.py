@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 from transferkit._keras import keras, tf
 from transferkit.errors import ModelError
 
-__all__ = ["NOISE", "Call", "Graph", "Ref", "Spec", "is_functional", "trace"]
+__all__ = ["NOISE", "Call", "Graph", "Ref", "Spec", "is_functional", "trace", "trace_outer"]
 
 
 #: What `trainable=False` doesn't stop, though "frozen" is taken to mean it does. Each has its strength in a public attribute.
@@ -116,6 +117,7 @@ class _Placeholder(keras.Operation):
         return tensors
 
 
+@functools.cache
 def _functional_class() -> type[Any]:
     tensor = keras.Input((1,))
     return type(keras.Model(tensor, tensor))
@@ -159,9 +161,10 @@ def _known_spec(operation: Any, leaves: Sequence[Any], args: tuple[Any, ...], kw
 
 
 class _Tracer:
-    def __init__(self) -> None:
+    def __init__(self, *, opens: bool = True) -> None:
         self.calls: list[Call] = []
         self.specs: dict[int, Spec] = {}
+        self._opens_models = opens
 
     def new(self, shape: Any, dtype: Any, name: str) -> int:
         number = len(self.specs)
@@ -176,13 +179,13 @@ class _Tracer:
         view = keras.Model(model.inputs, model.outputs)
         numbers: dict[int, int] = {}
         alive: list[Any] = []  # a number belongs to an object's id, so the object must not go
+        placeholder = _Placeholder()
 
         def on_call(operation: Any, *args: Any, **kwargs: Any) -> Any:
             leaves = [leaf for leaf in tf.nest.flatten((args, kwargs)) if _key(leaf)]
             spec = _known_spec(operation, leaves, args, kwargs)
             if spec is None:
                 spec = operation.compute_output_spec(*args, **kwargs)
-            placeholder = _Placeholder()
             placeholder.spec = spec
             outputs = placeholder(leaves)
             alive.extend(tf.nest.flatten(outputs))
@@ -227,7 +230,7 @@ class _Tracer:
 
     def _opens(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the call is of a nested model that can be replaced by its own calls, nothing lost on the way in."""
-        if not is_functional(operation) or len(args) != 1:
+        if not self._opens_models or not is_functional(operation) or len(args) != 1:
             return False
         if any(name != "training" and value is not None for name, value in kwargs.items()):
             return False
@@ -262,6 +265,14 @@ def _same_structure(one: Any, other: Any) -> bool:
     return True
 
 
+#: What was read before, beside the layers it was read from: a functional model's graph stays as it is, a Sequential's may grow.
+_traced: weakref.WeakKeyDictionary[Any, tuple[Any, Graph]] = weakref.WeakKeyDictionary()
+
+
+def _layers_within(model: Any) -> Any:
+    return tuple((id(layer), _layers_within(layer) if isinstance(layer, keras.Model) else ()) for layer in model.layers)
+
+
 def trace(model: Any) -> Graph:
     """The model's calls, nested models opened; the layers are left as they are.
 
@@ -278,7 +289,24 @@ def trace(model: Any) -> Graph:
         )
     if not is_functional(model):
         raise ModelError(asked, found=_why_no_graph(model))
-    tracer = _Tracer()
+    layers = _layers_within(model)
+    before = _traced.get(model)
+    if before is None or before[0] != layers:
+        before = _traced[model] = layers, _read(model, _Tracer())
+    return before[1]
+
+
+def trace_outer(model: Any) -> Graph:
+    """The calls of a functional model without those within its nested models, whatever its own `call` does.
+
+    Raises:
+        AttributeError, TypeError, ValueError: when it has no graph.
+    """
+    nested = any(isinstance(layer, keras.Model) for layer in model.layers)
+    return _read(model, _Tracer(opens=False)) if nested or not is_functional(model) else trace(model)
+
+
+def _read(model: Any, tracer: _Tracer) -> Graph:
     inputs = [tracer.new(leaf.shape, leaf.dtype, leaf.name) for leaf in model.inputs]
     outputs = tracer.run(model, inputs)
     sequential = isinstance(model, keras.Sequential)

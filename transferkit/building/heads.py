@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transferkit._keras import keras
+from transferkit.building.graph import trace_outer
 from transferkit.errors import DataError, ModelError, shorten
 
 __all__ = ["Head", "check_class_names", "head_layers", "heads_of", "leaf_layers", "make_head"]
@@ -97,7 +98,7 @@ def _last_with_weights(layers: list[Any]) -> Any:
             inner = _last_with_weights(list(layer.layers))
             if inner is not None:
                 return inner
-        elif layer.weights:
+        elif getattr(layer, "weights", None):  # an operation has none
             return layer
     return None
 
@@ -111,66 +112,37 @@ def _activation_of(layer: Any) -> str:
         if function is None:
             return "linear"
         return str(getattr(function, "__name__", type(function).__name__))
-    return "linear"
+    return "linear" if isinstance(layer, keras.layers.Layer) else type(layer).__name__.lower()  # keras.ops.softmax, say
 
 
 def _passes_through(layer: Any) -> bool:
     """Whether a layer without weights leaves the meaning of its input's values alone (a reshape, a dropout)."""
+    if not isinstance(layer, keras.layers.Layer):
+        return type(layer).__name__ in ("Cast", "ExpandDims", "Reshape", "Squeeze")
     return isinstance(
         layer, (keras.layers.Dropout, keras.layers.Flatten, keras.layers.Reshape, keras.layers.Identity, keras.layers.InputLayer)
     )
 
 
-#: What was read before: a functional model's graph stays as it is, and its configuration takes a tenth of a second.
-_chains_of: weakref.WeakKeyDictionary[Any, list[list[str]]] = weakref.WeakKeyDictionary()
+#: What was read before: a functional model's graph stays as it is.
+_chains_of: weakref.WeakKeyDictionary[Any, list[list[Any]]] = weakref.WeakKeyDictionary()
 
 
-def _chains(model: Any) -> list[list[str]]:
-    """For each output of a functional model, the names of the layers on the way to it, from the output back.
-
-    Read from the model's configuration, the public form of its graph; at a merge the first branch is followed.
-    """
-    if model in _chains_of:
-        return _chains_of[model]
-    config = model.get_config()
-    parents = {entry["name"]: _parents(entry["inbound_nodes"]) for entry in config["layers"]}
-    chains = []
-    for start in _layer_names(config["output_layers"]):
-        chain, at = [start], parents.get(start, [])
-        while at and at[0] not in chain:
-            chain.append(at[0])
-            at = parents.get(at[0], [])
-        chains.append(chain)
-    _chains_of[model] = chains
-    return chains
-
-
-def _layer_names(outputs: Any) -> list[str]:
-    """The layers that give the outputs; a configuration words one as [name, node, tensor], several as a structure of these."""
-    if isinstance(outputs, (list, tuple)) and len(outputs) == 3 and isinstance(outputs[0], str):
-        return [outputs[0]]
-    # Keras takes the outputs of a dict in the order of their sorted names.
-    parts = [outputs[key] for key in sorted(outputs)] if isinstance(outputs, dict) else outputs
-    return [name for part in parts for name in _layer_names(part)]
-
-
-def _parents(nodes: Any) -> list[str]:
-    """The names of the layers whose outputs the first call of a layer took, as `get_config` words them."""
-    names: list[str] = []
-
-    def visit(value: Any) -> None:
-        if isinstance(value, dict):
-            if value.get("class_name") == "__keras_tensor__":
-                names.append(value["config"]["keras_history"][0])
-            else:
-                for item in value.values():
-                    visit(item)
-        elif isinstance(value, (list, tuple)):
-            for item in value:
-                visit(item)
-
-    visit(nodes[:1])
-    return names
+def _chains(model: Any) -> list[list[Any]]:
+    """For each output of a functional model, the layers on the way to it; at a merge the first branch is followed."""
+    if model not in _chains_of:
+        graph = trace_outer(model)
+        givers = {number: call for call in graph.calls for number in call.outputs}
+        chains = []
+        for number in graph.outputs:
+            chain: list[Any] = []
+            ahead = [number]
+            while ahead and ahead[0] in givers:
+                chain.append(givers[ahead[0]].operation)
+                ahead = list(givers[ahead[0]].inputs)
+            chains.append(chain[::-1] or [model.layers[0]])
+        _chains_of[model] = chains
+    return _chains_of[model]
 
 
 def heads_of(model: Any) -> list[Head]:
@@ -195,15 +167,11 @@ def heads_of(model: Any) -> list[Head]:
         return [_head("output", list(model.layers), model.layers[-1])]
     try:
         chains, names = _chains(model), list(model.output_names)
-    except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError):
-        # A subclassed model, or a layer that gives no configuration: no graph to read, so the order of the layers decides.
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        # A subclassed model: no graph to read, so the order of the layers decides.
         layers = [layer for _, layer in leaf_layers(model)]
         return [_head("output", layers, layers[-1])] if layers else []
-    found = []
-    for name, chain in zip(names, chains, strict=True):
-        layers = [model.get_layer(layer_name) for layer_name in reversed(chain)]
-        found.append(_head(name, layers, layers[-1]))
-    return found
+    return [_head(name, layers, layers[-1]) for name, layers in zip(names, chains, strict=True)]
 
 
 def _head(output: str, layers: list[Any], last: Any) -> Head:

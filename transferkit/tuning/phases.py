@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -129,7 +130,7 @@ class PhasePlan:
 
 
 def _count(weights: Sequence[Any]) -> int:
-    return int(sum(np.prod(weight.shape) for weight in weights))
+    return sum(math.prod(weight.shape) for weight in weights)
 
 
 def _is_fresh(layer: Any) -> bool:
