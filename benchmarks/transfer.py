@@ -33,6 +33,7 @@ import json
 import os
 import platform
 import re
+import sys
 import time
 import zipfile
 from collections import Counter
@@ -42,9 +43,11 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import keras
 import numpy as np
+from networks import resnet20
 
 import transferkit as tk
 from transferkit.storage import write_json
@@ -196,32 +199,13 @@ def text_network(*, pretrained: bool, guide: bool) -> tuple[Any, Any]:
     return model, embedding
 
 
-def resnet20(*, pretrained: bool, guide: bool) -> tuple[Any, Any]:
-    layers = keras.layers
-
-    def unit(x: Any, filters: int, stride: int, place: str, number: str) -> Any:
-        if stride == 2:  # PyTorch pads both sides alike, "same" only the end
-            x = layers.ZeroPadding2D(1)(x)
-        padding = "valid" if stride == 2 else "same"
-        x = layers.Conv2D(filters, 3, stride, padding=padding, use_bias=False, name=f"{place}conv{number}")(x)
-        return layers.BatchNormalization(epsilon=1e-5, name=f"{place}bn{number}")(x)
-
-    start = keras.Input((32, 32, 3))
-    x = layers.ReLU()(unit(start, 16, 1, "", "1"))
-    for stage, filters in enumerate((16, 32, 64), 1):
-        for block in range(3):
-            stride = 2 if stage > 1 and block == 0 else 1
-            place = f"layer{stage}_{block}_"
-            y = unit(layers.ReLU()(unit(x, filters, stride, place, "1")), filters, 1, place, "2")
-            if stride == 2:
-                x = keras.ops.pad(x[:, ::2, ::2, :], ((0, 0), (0, 0), (0, 0), (filters // 4, filters // 4)))
-            x = layers.ReLU()(layers.Add()([x, y]))
-    base = keras.Model(start, layers.GlobalAveragePooling2D()(x), name="resnet20")
+def cifar_network(*, pretrained: bool, guide: bool) -> tuple[Any, Any]:
+    base = resnet20(head=False)
     if pretrained:
         tk.WeightLoader(shared() / "torch" / "resnet20-12fca82f.th").layout("torch").skip("linear*", of="file").load(base)
     inputs = keras.Input((32, 32, 3))
     x = base(inputs, training=False) if guide else base(inputs)
-    return keras.Model(inputs, layers.Dense(10, name="head")(x)), base
+    return keras.Model(inputs, keras.layers.Dense(10, name="head")(x)), base
 
 
 @dataclass(frozen=True)
@@ -238,7 +222,7 @@ def task_named(name: str) -> Task:
     if data == "sst2":
         return Task(sst2, text_network, 10)
     if data.startswith("mnist-"):
-        return Task(functools.partial(mnist, int(data[6:])), resnet20, 10)
+        return Task(functools.partial(mnist, int(data[6:])), cifar_network, 10)
     if data == "hymenoptera":
         return Task(lambda _: hymenoptera(), functools.partial(photo_network, network, 2), 10)
     per_class = int(data.removeprefix("cifar-"))

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import counts
 
-HERE = Path(__file__).resolve().parent
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="reads at an offset as POSIX has them")
 
 
 def run(*arguments: str, seconds: float) -> dict[str, Any]:
-    """The harness's counts, from a process of its own."""
-    done = subprocess.run(
-        [sys.executable, str(HERE / "hostile.py"), *arguments],
-        env={**os.environ, "PYTHONPATH": str(HERE.parent), "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
-    assert done.stdout, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    assert {part: counts["failed"] for part, counts in found.items()} == {part: [] for part in found}
+    """The harness's counts, where nothing failed."""
+    found = counts("hostile.py", *arguments, seconds=seconds)
+    assert {part: result["failed"] for part, result in found.items()} == {part: [] for part in found}
     return found
 
 

@@ -44,6 +44,8 @@ PURE: tuple[str, ...] = (
     "weights.readers",
     "weights.mapping",
     "weights.matching",
+    "weights.pairing",
+    "weights.structure",
     "weights.units",
     "weights.names",
     "weights.composing",

@@ -11,34 +11,12 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from networks import resnet20
 
 import transferkit as tk
 from transferkit.weights.readers import open_archive
 
 CIFAR_MEAN, CIFAR_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def resnet20() -> Any:
-    def unit(x: Any, filters: int, stride: int, place: str, number: str) -> Any:
-        if stride == 2:  # PyTorch pads both sides alike, "same" only the end
-            x = layers.ZeroPadding2D(1)(x)
-        padding = "valid" if stride == 2 else "same"
-        x = layers.Conv2D(filters, 3, stride, padding=padding, use_bias=False, name=f"{place}conv{number}")(x)
-        return layers.BatchNormalization(epsilon=1e-5, name=f"{place}bn{number}")(x)
-
-    start = keras.Input((32, 32, 3))
-    x = layers.ReLU()(unit(start, 16, 1, "", "1"))
-    for stage, filters in enumerate((16, 32, 64), 1):
-        for block in range(3):
-            stride = 2 if stage > 1 and block == 0 else 1
-            place = f"layer{stage}_{block}_"
-            y = unit(layers.ReLU()(unit(x, filters, stride, place, "1")), filters, 1, place, "2")
-            if stride == 2:
-                quarter = filters // 4
-                x = keras.ops.pad(x[:, ::2, ::2, :], ((0, 0), (0, 0), (0, 0), (quarter, quarter)))
-            x = layers.ReLU()(layers.Add()([x, y]))
-    x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(start, layers.Dense(10, name="linear")(x), name="resnet20")
 
 
 def convolved(x: np.ndarray[Any, Any], kernel: np.ndarray[Any, Any], stride: int, padding: int) -> np.ndarray[Any, Any]:

@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import weights_files as files
-
-HERE = Path(__file__).resolve().parent
-
-
-def run(*arguments: str, seconds: float) -> dict[str, Any]:
-    """The harness's counts, from a process of its own: what the readers must not do would end it."""
-    done = subprocess.run(
-        [sys.executable, str(HERE / "fuzz_weights.py"), *arguments],
-        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
-    assert done.stdout, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+from harness import counts
 
 
 def check(found: dict[str, Any], count: int) -> None:
@@ -39,10 +19,10 @@ def check(found: dict[str, Any], count: int) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="alarms and limits as POSIX has them")
 def test_a_few_mutations_of_every_format() -> None:
-    check(run("--count", "40", seconds=120), 40)
+    check(counts("fuzz_weights.py", "--count", "40", seconds=120), 40)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="alarms and limits as POSIX has them")
 def test_two_thousand_mutations_of_every_format() -> None:
-    check(run("--count", "2000", "--strict", seconds=3600), 2000)
+    check(counts("fuzz_weights.py", "--count", "2000", "--strict", seconds=3600), 2000)
