@@ -96,6 +96,7 @@ def test_what_kerass_layers_dont_have_is_refused(tmp_path: Path) -> None:
     assert projected.problems == (
         "'rnn' is an LSTM with a projection of its output (proj_size), which Keras's LSTM doesn't have",
     )
+    assert projected.rules == ('.skip("rnn/*", of="file")',)
     gru = saved(tmp_path / "g.npz", recurrent_state("GRU", 1, False))
     before = keras.Sequential([keras.Input((6, WIDTH)), layers.GRU(UNITS, reset_after=False, name="rnn")])
     assert gru.match(before).problems == (
@@ -153,6 +154,22 @@ def test_attention(tmp_path: Path, written: Any, name: str) -> None:
     assert report[f"{name}/key/kernel"].why.endswith("transposed, (8, 8) as (8, 2, 4)")
     x, y = rng.normal(size=(2, 6, SIZE)), rng.normal(size=(2, 3, SIZE))
     np.testing.assert_allclose(model.predict([x, y], verbose=0), attention(x, y, parts), atol=1e-5)
+
+
+def test_a_learned_key_and_value_more_are_never_dropped_in_silence(tmp_path: Path) -> None:
+    shapes = {"weight": (SIZE, SIZE), "bias": (SIZE,)}
+    parts = {f"{p}.{w}": rng.normal(size=s) for p in ("query", "key", "value", "out") for w, s in shapes.items()}
+    state = packed(parts) | {f"attn.bias_{letter}": rng.normal(size=(1, 1, SIZE)) for letter in "kv"}
+    start = keras.Input((6, SIZE))
+    model = keras.Model(start, layers.MultiHeadAttention(HEADS, SIZE // HEADS, name="attn")(start, start))
+    loader = saved(tmp_path / "w.npz", state)
+    for rules in (loader, loader.only("attn/*"), loader.by_order()):
+        report = rules.match(model)
+        assert report.problems == (
+            "'attn' is an attention with one more key and value that are learned (add_bias_kv), which Keras's doesn't have",
+        )
+        assert report.rules == ('.skip("attn/bias_k", "attn/bias_v", of="file")',)
+    assert loader.skip("attn/bias_k", "attn/bias_v", of="file").load(model).coverage == 1
 
 
 def test_projections_stay_dense_layers_in_a_model_that_has_such(tmp_path: Path) -> None:

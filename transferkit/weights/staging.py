@@ -109,7 +109,8 @@ class Staged:
         """The file's arrays in the pieces in which Keras 3's layers keep theirs."""
         layout, sources, targets = self.wishes.layout, file_arrays(archive), [slot.info for slot in self.slots.values()]
         if layout == "torch":
-            return arranged_torch(archive, sources, targets)
+            rules = self.wishes.rules
+            return arranged_torch(archive, sources, targets, (*rules.skip, *rules.skip_in_file))
         if layout == "keras" or looks_like_torch(archive):
             return arranged(archive, sources, ())
         return arranged_old_file(archive, sources, targets, backend=layout)

@@ -23,14 +23,19 @@ import numpy as np
 from transferkit.errors import shorten
 from transferkit.weights.composing import Arranged, Array, Composed, arranged
 from transferkit.weights.mapping import FileArray, ModelVariable
+from transferkit.weights.names import covers, listed
 from transferkit.weights.readers.archive import Archive
 
 __all__ = ["arranged_torch", "is_torch_variable"]
 
 _RECURRENT = re.compile(r"(?P<part>weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)(?:_l(?P<layer>\d+)(?P<back>_reverse)?)?")
+# What Keras's layers have not, as sentences, each with the patterns of the arrays to skip where that is meant.
+Lacking = dict[str, tuple[str, ...]]
 _KINDS = {4: "LSTM", 3: "GRU", 1: "SimpleRNN"}
 _NAMES = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "simple_rnn"}
-_OWN = re.compile(r"running_mean|running_var|num_batches_tracked|in_proj_(weight|bias)|[qkv]_proj_weight|weight_g|original[01]")
+_OWN = re.compile(
+    r"running_mean|running_var|num_batches_tracked|in_proj_(weight|bias)|[qkv]_proj_weight|bias_[kv]|weight_g|original[01]"
+)
 _PROJECTIONS = ("query", "key", "value")
 # What models call the projections of attention, by the part Keras has: the Linear layers beside each other in one module.
 _BESIDE: Sequence[Mapping[str, str]] = (
@@ -49,28 +54,34 @@ def is_torch_variable(name: str) -> bool:
     return name == "weight" or _OWN.fullmatch(name) is not None or _RECURRENT.fullmatch(name) is not None
 
 
-def arranged_torch(archive: Archive, sources: Sequence[FileArray], targets: Sequence[ModelVariable]) -> Arranged:
+def arranged_torch(
+    archive: Archive, sources: Sequence[FileArray], targets: Sequence[ModelVariable], skipped: Sequence[str] = ()
+) -> Arranged:
     """The arrays of a PyTorch file in the pieces in which Keras's layers keep theirs.
 
     Args:
         archive: The file.
         sources: Its arrays as matching sees them.
         targets: The variables of the model: projections of attention are taken for such where it has attention.
+        skipped: Patterns of arrays that the caller leaves out.
     """
     modules: dict[str, dict[str, FileArray]] = defaultdict(dict)
     for source in sources:
-        modules[source.path][source.variable] = source
+        name = f"{source.path}/{source.variable}".lstrip("/")
+        if not any(covers(pattern, name) or covers(pattern, source.name) for pattern in skipped):
+            modules[source.path][source.variable] = source
     made: list[Composed] = []
-    problems: list[str] = []
+    lacking: Lacking = {}
     for path, own in modules.items():
         made += _normed(path, own)
-        made += _recurrent(path, own, problems)
-        made += _packed(path, own)
+        made += _recurrent(path, own, lacking)
+        made += _packed(path, own, lacking)
     named = {one.source.path for one in made}
     if any(target.path.endswith("/attention_output") for target in targets):
         known = {target.path.rpartition("/")[2] for target in targets}
         made += _attention(modules, known, named)
-    return replace(arranged(archive, sources, made), problems=tuple(problems))
+    rules = (f'.skip({listed(patterns)}, of="file")' for patterns in lacking.values())
+    return replace(arranged(archive, sources, made), problems=tuple(lacking), rules=tuple(rules))
 
 
 def _as_it_is(arrays: Sequence[Array]) -> Array:
@@ -80,7 +91,7 @@ def _as_it_is(arrays: Sequence[Array]) -> Array:
 # Recurrent layers
 
 
-def _recurrent(path: str, own: Mapping[str, FileArray], problems: list[str]) -> list[Composed]:
+def _recurrent(path: str, own: Mapping[str, FileArray], lacking: Lacking) -> list[Composed]:
     layers: dict[tuple[int, bool], dict[str, FileArray]] = defaultdict(dict)
     for variable, source in own.items():
         if found := _RECURRENT.fullmatch(variable):
@@ -88,7 +99,8 @@ def _recurrent(path: str, own: Mapping[str, FileArray], problems: list[str]) -> 
     if not layers:
         return []
     if any("weight_hr" in parts for parts in layers.values()):
-        problems.append(f"{path!r} is an LSTM with a projection of its output (proj_size), which Keras's LSTM doesn't have")
+        text = f"{path!r} is an LSTM with a projection of its output (proj_size), which Keras's LSTM doesn't have"
+        lacking[text] = (f"{path}/*" if path else "*",)
         return []
     depth, both = len({number for number, _ in layers}), any(back for _, back in layers)
     made = []
@@ -96,7 +108,8 @@ def _recurrent(path: str, own: Mapping[str, FileArray], problems: list[str]) -> 
         hidden = parts.get("weight_hh")
         gates = hidden.shape[0] // max(hidden.shape[1], 1) if hidden is not None and len(hidden.shape) == 2 else 0
         if hidden is None or "weight_ih" not in parts or gates not in _KINDS or hidden.shape[0] != gates * hidden.shape[1]:
-            problems.append(f"{path!r} has the arrays {shorten(own)}, which are those of no recurrent layer")
+            text = f"{path!r} has the arrays {shorten(own)}, which are those of no recurrent layer"
+            lacking[text] = (f"{path}/*" if path else "*",)
             return []
         kind = _KINDS[gates]
         # The layers of a stack get the names that Keras would make up, which tell their order.
@@ -141,9 +154,12 @@ def _one_recurrent(path: str, kind: str, parts: Mapping[str, FileArray], units: 
 # Attention
 
 
-def _packed(path: str, own: Mapping[str, FileArray]) -> list[Composed]:
+def _packed(path: str, own: Mapping[str, FileArray], lacking: Lacking) -> list[Composed]:
     """The parts of torch.nn.MultiheadAttention under the names of Keras's projections."""
     made = []
+    if more := [variable for variable in ("bias_k", "bias_v") if variable in own]:
+        text = f"{path!r} is an attention with one more key and value that are learned (add_bias_kv), which Keras's doesn't have"
+        lacking[text] = tuple(f"{path}/{variable}".lstrip("/") for variable in more)
     for variable, word in (("in_proj_weight", "weight"), ("in_proj_bias", "bias")):
         if (packed := own.get(variable)) is not None and packed.shape and packed.shape[0] % 3 == 0:
             made += _third(packed, path, word)
