@@ -14,9 +14,9 @@ import pytest
 import tensorflow as tf
 
 from transferkit.errors import WeightsFileError
-from transferkit.weights import assigning, streaming
+from transferkit.weights import streaming
 from transferkit.weights.assigning import Assignment, assign_all
-from transferkit.weights.digest import BLOCK, Digest, digest_of
+from transferkit.weights.digest import Digest, blocks, digest_of
 from transferkit.weights.readers.archive import Stretch
 from transferkit.weights.readers.checks import tensor_digest
 from transferkit.weights.readers.source import Memory, Source
@@ -33,7 +33,8 @@ def put(variable: Any, value: np.ndarray[Any, Any]) -> None:
     def unread() -> np.ndarray[Any, Any]:
         raise AssertionError("read whole, where it could be streamed")
 
-    assign_all([Assignment("v", variable, value.dtype, value.nbytes, unread, digest_of(value), lying(value))])
+    rows = streaming.look_over([lying(value)])[0].rows
+    assign_all([Assignment("v", variable, value.dtype, value.nbytes, unread, rows, lying(value))])
 
 
 @pytest.mark.parametrize("shape", [(3,), (), (0, 4), (300, 300), (5, 7, 80, 1000), (70_001,)])
@@ -106,9 +107,7 @@ def test_without_its_own_memory_a_variable_gets_another(missing: str, monkeypatc
     assert np.array_equal(keras.ops.convert_to_numpy(variable), value)
 
 
-def test_a_disk_that_fails_at_the_second_reading_of_a_large_model_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assigning, "KEPT", 0)
-
+def test_a_disk_that_fails_at_the_second_reading_of_a_large_model_is_told() -> None:
     class Broken(Memory):
         def read_into(self, *_: Any, **__: Any) -> None:
             raise WeightsFileError("Reading weights from 'w'.", found="'array' can't be read at byte 3: Input/output error")
@@ -169,13 +168,15 @@ def test_a_function_that_holds_a_variables_value_keeps_it() -> None:
     assert float(variable.value[0, 0]) == 6
 
 
-@pytest.mark.parametrize("size", [1, 1 << 14, (1 << 14) + 1, 3 * BLOCK // 4, 3 * BLOCK // 4 + 1031])
+@pytest.mark.parametrize("size", [1, 1 << 14, (1 << 14) + 1, 780_288, 1_560_577, 3_120_000])
 def test_the_digest_is_the_same_by_blocks(size: int) -> None:
     value = RNG.normal(size=size).astype("float32")
     raw = value.view(np.uint8)
     digest = Digest(value.dtype, value.shape)
-    for start in range(0, raw.size, BLOCK):
-        digest.update(raw[start : start + BLOCK])
+    places = list(blocks(raw.size))
+    assert [0, *(end for _, end in places)] == [*(start for start, _ in places), raw.size]
+    for start, end in places:
+        digest.update(raw[start:end])
     assert digest.hexdigest() == digest_of(value)
     for i, j in ((0, size - 1), (size // 2, size // 3)):
         other = value.copy()
@@ -184,10 +185,11 @@ def test_the_digest_is_the_same_by_blocks(size: int) -> None:
     other = value.copy()
     other[size // 2] = np.nextafter(other[size // 2], np.float32(9))
     assert digest_of(other) != digest_of(value)
+    assert len({streaming.look_over([lying(array)])[0].rows for array in (value, value.copy(), other)}) == 2
 
 
 def test_values_are_looked_at_to_the_last() -> None:
-    count = 3 * BLOCK // 4 + 5
+    count = 3_121_157
     good = RNG.normal(size=count).astype("float32")
     bad = [good.copy() for _ in range(3)]
     for array, place, value in zip(bad, (0, count // 2, count - 1), (np.nan, np.inf, -np.inf), strict=True):

@@ -433,7 +433,7 @@ def test_no_byte_of_the_structure_is_used_unread(name: str, tmp_path: Path) -> N
             file.create_group(f"group_{i:03}").attrs["name"] = f"{i}"
     source = Source(path)
     whole = parse(Pages(Memory(str(path), path.read_bytes())), max_objects=10_000, max_metadata=1 << 20)
-    assert parse(Pages(source, page=1), max_objects=10_000, max_metadata=1 << 20) == whole
+    assert parse(Pages(source, page=0), max_objects=10_000, max_metadata=1 << 20) == whole
     source.close()
 
 

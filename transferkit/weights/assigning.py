@@ -1,8 +1,8 @@
-"""Puts arrays into variables, as one step: every value is at hand and checked before the first variable changes.
+"""Puts arrays into variables, as one step: every value is checked before the first variable changes.
 
-A large array is read straight into the memory in which its variable's values stand: no copy is made on the way, no memory is
-asked for, and so the peak is the model itself. Where that memory can't be had (a GPU, several replicas), and for small arrays,
-a value is put together in memory of its own, which TensorFlow takes over.
+A value that is at hand stands in memory of its own, which TensorFlow takes over. What is too large to be kept is read a second
+time, straight into the memory in which its variable's values stand: no copy is made on the way, no memory is asked for, and so
+the peak is the model itself. Where that memory can't be had (a GPU, several replicas) it is read into memory of its own.
 What is read a second time must come to the digest of the first reading, whose values were checked.
 May import TensorFlow.
 """
@@ -22,12 +22,10 @@ from transferkit._keras import keras, tf
 from transferkit.errors import WeightsFileError
 from transferkit.weights.digest import digest_of
 from transferkit.weights.readers.archive import Stretch
-from transferkit.weights.streaming import fill, in_shares
+from transferkit.weights.streaming import fill, in_shares, side_by_side
 
-__all__ = ["KEPT", "Assignment", "assign_all"]
+__all__ = ["Assignment", "assign_all"]
 
-KEPT = 64 << 20  # bytes of values, new ones that were made and old ones, that are kept until all is in its place
-_ALIGNMENT = 64  # of Eigen's vectors; TensorFlow copies what is aligned to less
 _LARGE = 1 << 18  # bytes from which it pays to ask for a variable's own memory
 _BY_DLPACK = frozenset(map(np.dtype, ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8")))
 
@@ -42,8 +40,10 @@ class Assignment:
         dtype: Its dtype.
         nbytes: The bytes of its value.
         value: Gives the new value.
-        digest: What the new value's digest was when it was checked; empty where `value` gives what was checked itself.
+        digest: What the digest of the new value was when it was checked, or of its rows where they are read again; empty where
+            `value` gives what was checked itself.
         stretch: Where the new value lies in the file, when it needs no more than being read.
+        own: Whether what `value` gives is in aligned memory that nobody else knows, so that the variable may keep it.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Assignment:
     value: Callable[[], np.ndarray[Any, Any]]
     digest: str = ""
     stretch: Stretch | None = None
+    own: bool = False
 
     @property
     def at_hand(self) -> bool:
@@ -61,35 +62,36 @@ class Assignment:
 
 
 def assign_all(items: Sequence[Assignment]) -> None:
-    """Assigns every value; on an error the variables changed so far get their old values back.
+    """Assigns every value. Where all are at hand, variables that were changed get their old values back on an error.
 
-    The old values are kept for that only up to 64 MB, with new ones that stand in memory already, lest the peak doubles. Beyond
-    it an error can come from nothing but a lack of memory, or a file that is written or a disk that fails between two readings:
-    values are checked before, and what can't be read the second time is tried once more.
+    Where some must be read once more, an error can come from nothing but a lack of memory, or a file that is written or a disk
+    that fails between two readings: values are checked before, and what can't be read the second time is tried once more.
 
     Raises:
         WeightsFileError: when a value can't be read again, or is another than the one that was checked.
     """
-    total = sum(item.nbytes for item in items)
-    made = sum(item.nbytes for item in items if item.at_hand)
-    old = [(item, np.array(keras.ops.convert_to_numpy(item.variable))) for item in items] if total <= KEPT - made else []
+    at_hand = all(item.at_hand for item in items)
+    old: list[tuple[Assignment, Any]] = []
     put: list[str] = []
     scratch = _Scratch()
     try:
         with _uninterrupted():
             read: list[tuple[Assignment, np.ndarray[Any, Any]]] = []
             for item in items:
-                own = scratch.own_memory(item) if item.stretch is not None and item.nbytes >= _LARGE else None
-                if own is not None:
-                    read.append((item, own))
+                if item.at_hand:
+                    if at_hand:
+                        old.append((item, _present(item.variable)))
+                    put.append(item.name)
+                    _assign(item, item.value() if item.own else _copied(item))
+                    continue
+                memory = scratch.own_memory(item) if item.stretch is not None and item.nbytes >= _LARGE else None
+                if memory is not None:
+                    read.append((item, memory))
                 else:
                     put.append(item.name)
-                    if item.at_hand:
-                        _assign(item, _copied(item))
-                    else:
-                        _put_twice(item, None)
+                    _put_twice(item, None)
 
-            def fill_share(share: list[int]) -> None:
+            def fill_share(share: Iterator[int]) -> None:
                 for i in share:
                     put.append(read[i][0].name)
                     _put_twice(*read[i])
@@ -99,7 +101,7 @@ def assign_all(items: Sequence[Assignment]) -> None:
         if not isinstance(error, KeyboardInterrupt):
             for item, value in old:
                 item.variable.assign(value)
-        if isinstance(error, WeightsFileError) and not old:
+        if isinstance(error, WeightsFileError) and not at_hand:
             raise WeightsFileError(
                 error.asked,
                 found=[*error.found, f"up to {len(put)} of {len(items)} variables hold the file's values already"],
@@ -107,6 +109,14 @@ def assign_all(items: Sequence[Assignment]) -> None:
                 fix="load again when the file can be read, or build the model anew",
             ) from error
         raise
+
+
+def _present(variable: Any) -> Any:
+    """The values a variable holds, for giving them back: a tensor keeps them when the variable gets other ones."""
+    plain = _plain_resource(variable)
+    if plain is None:
+        return np.array(keras.ops.convert_to_numpy(variable))
+    return tf.raw_ops.ReadVariableOp(resource=plain.handle, dtype=plain.dtype)
 
 
 def _put_twice(item: Assignment, own: np.ndarray[Any, Any] | None) -> None:
@@ -160,19 +170,15 @@ def _check(item: Assignment, digest: str) -> None:
 
 def _room(nbytes: int) -> np.ndarray[Any, Any]:
     """Aligned memory for a value."""
-    raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + nbytes]
+    return side_by_side([nbytes])[1][0]
 
 
 def _plain_resource(variable: Any) -> Any:
     """The TensorFlow variable behind a Keras one where it is a plain one on the CPU; else None."""
-    value = getattr(variable, "value", None)
-    if not isinstance(value, tf.Variable) or not hasattr(value, "handle") or "Distributed" in type(value).__name__:
+    value: Any = getattr(variable, "value", None)
+    if type(value).__name__ != "ResourceVariable":  # a distributed one, say
         return None
-    if type(value).__name__ != "ResourceVariable" or "CPU" not in (value.device or "CPU").upper():
-        return None
-    return value
+    return value if "CPU" in (value.device or "CPU").upper() else None
 
 
 def _shared(value: np.ndarray[Any, Any]) -> Any:

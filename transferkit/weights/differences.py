@@ -10,7 +10,6 @@ from typing import Any
 
 from transferkit._keras import keras
 from transferkit.weights.readers.archive import Archive
-from transferkit.weights.sources import configured_layers
 
 __all__ = ["differences", "torch_notes"]
 
@@ -40,7 +39,7 @@ def differences(archive: Archive, owners: Sequence[tuple[str, Any]], taken: Mapp
         owners: Path and Keras layer of the model's layers.
         taken: From a layer's path in the model to the path in the file from which it, or a layer inside it, takes values.
     """
-    said = {path: _in_new_words(own) for path, (_, own) in configured_layers(archive.config).items()}
+    said = {path: _in_new_words(own) for path, (_, own) in archive.configured.items()}
     old = archive.version.startswith(("0.", "1.", "2.")) or archive.framework == "tf_keras"
     found: dict[str, None] = {}
     for path, layer in owners:
@@ -87,6 +86,8 @@ def _alike_at_a_glance(layer: Any, saved: Mapping[str, Any]) -> bool:
 
 def _plain(value: Any) -> Any:
     """A setting so that versions of Keras word it alike."""
+    if value is None or isinstance(value, (str, int, float)):
+        return value
     if isinstance(value, Mapping):
         inner = value.get("config")
         return _plain(inner.get("name", value.get("class_name")) if isinstance(inner, Mapping) else inner)

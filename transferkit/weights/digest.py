@@ -11,15 +11,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-__all__ = ["BLOCK", "Digest", "digest_of", "name_of"]
+__all__ = ["SMALL", "Digest", "blocks", "digest_of", "name_of"]
 
-_SMALL = 1 << 16
+SMALL = 1 << 16  # bytes up to which an array is hashed as it is
 _COLUMNS = 1016
-BLOCK = 512 * 8 * _COLUMNS  # bytes at a time: few enough to be in the cache still when they are summed
+_ROW = 8 * _COLUMNS
+_STEP = 4 * _ROW  # a multiple of the 64 bytes to which memory is aligned
+_BLOCK = 512 * _ROW  # bytes at a time: few enough to be in the cache still when they are summed
 
 
 @functools.lru_cache(64)
@@ -28,39 +31,56 @@ def name_of(dtype: np.dtype[Any]) -> str:
     return str(dtype.name)
 
 
+def blocks(nbytes: int) -> Iterator[tuple[int, int]]:
+    """Where the blocks of an array begin and end: whole rows, and of about equal size."""
+    count = max(1, round(nbytes / _BLOCK))
+    step = -(-nbytes // (count * _STEP)) * _STEP
+    for start in range(0, nbytes, step or 1):
+        yield start, min(start + step, nbytes)
+
+
 class Digest:
-    """The digest of an array whose bytes come block by block.
+    """The digest of an array whose bytes come block by block, as `blocks` says.
 
     Args:
         dtype: The array's dtype.
         shape: Its shape.
+        columns: Whether the columns are summed, too; else there is only a digest of the rows.
     """
 
-    def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-        self._digest = hashlib.blake2b(f"{name_of(dtype)}{shape}".encode(), digest_size=16)
-        self._small = math.prod(shape) * dtype.itemsize <= _SMALL
+    def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...], *, columns: bool = True) -> None:
+        self._begin = f"{name_of(dtype)}{shape}".encode()
+        self._small = math.prod(shape) * dtype.itemsize <= SMALL
         self._rows: list[np.ndarray[Any, Any]] = []
-        self._columns: np.ndarray[Any, Any] | int = 0
+        self._columns: list[np.ndarray[Any, Any]] | None = [] if columns else None
         self._rest = b""
 
     def update(self, block: np.ndarray[Any, Any]) -> None:
-        """Takes the next bytes; every block but the last is of `BLOCK` bytes."""
-        if self._small:
-            self._digest.update(block.data)
-            return
-        whole = block.size // (8 * _COLUMNS) * (8 * _COLUMNS)
-        words = block[:whole].view(np.uint64).reshape(-1, _COLUMNS)
-        self._rows.append(np.add.reduce(words, axis=1))
-        self._columns = self._columns + np.add.reduce(words, axis=0)
-        self._rest = block[whole:].tobytes()
+        """Takes the next bytes."""
+        whole = 0 if self._small else block.size // _ROW * _ROW
+        if whole:
+            words = block[:whole].view(np.uint64).reshape(-1, _COLUMNS)
+            self._rows.append(np.add.reduce(words, axis=1))
+            if self._columns is not None:
+                self._columns.append(np.add.reduce(words, axis=0))
+        if whole < block.size:
+            self._rest += block[whole:].tobytes()
+
+    def of_rows(self) -> str:
+        """32 hexadecimal digits that depend on every byte and on the order of the rows: enough to tell two readings apart."""
+        return self._hashed([*self._rows])
 
     def hexdigest(self) -> str:
         """32 hexadecimal digits."""
-        if not self._small:
-            self._digest.update(np.concatenate(self._rows).data)
-            self._digest.update(np.asarray(self._columns, np.uint64).data)
-            self._digest.update(self._rest)
-        return self._digest.hexdigest()
+        assert self._columns is not None
+        return self._hashed([*self._rows, np.asarray(np.sum(self._columns, axis=0))] if self._rows else [])
+
+    def _hashed(self, sums: list[np.ndarray[Any, Any]]) -> str:
+        digest = hashlib.blake2b(self._begin, digest_size=16)
+        for part in sums:
+            digest.update(part.data)
+        digest.update(self._rest)
+        return digest.hexdigest()
 
 
 def digest_of(array: np.ndarray[Any, Any]) -> str:
@@ -70,12 +90,11 @@ def digest_of(array: np.ndarray[Any, Any]) -> str:
         >>> digest_of(np.zeros(3, "float32")) == digest_of(np.zeros(3, "float32"))
         True
     """
-    if array.nbytes <= _SMALL:
+    if array.nbytes <= SMALL:
         begin = f"{name_of(array.dtype)}{array.shape}".encode()
         return hashlib.blake2b(begin + array.tobytes(), digest_size=16).hexdigest()
     digest = Digest(array.dtype, array.shape)
-    array = np.ascontiguousarray(array)
-    raw = array.reshape(-1).view(np.uint8) if array.size else np.empty(0, np.uint8)
-    for start in range(0, raw.size, BLOCK):
-        digest.update(raw[start : start + BLOCK])
+    raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    for start, end in blocks(raw.size):
+        digest.update(raw[start:end])
     return digest.hexdigest()

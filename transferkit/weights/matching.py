@@ -72,6 +72,8 @@ class _Matching(Pairing):
 
     def _leave_out(self) -> None:
         rules = self.rules
+        if not (rules.only or rules.skip or rules.skip_in_model or rules.skip_in_file or rules.rename):
+            return
         used_patterns: set[str] = set()
 
         def first(name: str, patterns: Iterable[str]) -> str | None:

@@ -22,7 +22,6 @@ from transferkit.weights.mapping import FileArray, ModelVariable
 from transferkit.weights.names import canonical, kind_of
 from transferkit.weights.old_layouts import convert_layer
 from transferkit.weights.readers.archive import Archive
-from transferkit.weights.sources import configured_layers
 
 __all__ = ["arranged_old_file", "generation_of"]
 
@@ -137,7 +136,7 @@ def arranged_old_file(
 
 def _flattened_channels_first(archive: Archive) -> bool:
     """Whether the saved model kept channels first and flattened them so."""
-    said = [(kind_of(kind), own) for kind, own in configured_layers(archive.config).values()]
+    said = [(kind_of(kind), own) for kind, own in archive.configured.values()]
     formats = {own.get("dim_ordering", own.get("data_format")) for kind, own in said if kind != "flatten"}
     first, last = formats & {"th", "channels_first"}, formats & {"tf", "channels_last"}
     # Since 2.2 a Flatten that is told so brings the channels to the end before it flattens.
@@ -151,7 +150,7 @@ def _lengths(layer: _Layer, first: bool) -> tuple[int, ...]:
 
 def _layers(archive: Archive, sources: Sequence[FileArray], kinds: Mapping[str, str]) -> list[_Layer]:
     """The file's layers that had another layout once, with what is known of each."""
-    configured = configured_layers(archive.config)
+    configured = archive.configured
     units: dict[str, list[FileArray]] = defaultdict(list)
     for source in sources:
         units[source.path].append(source)

@@ -7,43 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from transferkit.weights.mapping import FileArray
 from transferkit.weights.names import kind_of
 from transferkit.weights.readers.archive import Archive
 from transferkit.weights.torch_layouts import is_torch_variable
 
-__all__ = ["configured_layers", "file_arrays", "looks_like_torch"]
+__all__ = ["file_arrays", "looks_like_torch"]
 
 # What Keras files of the model itself, outside its layers.
 _TOP_LEVEL = "top_level_model_weights"
 # Keras 1's names within a wrapper, `forward_lstm_1_W_i`, and with TensorFlow's count behind it, `W_1`.
 _OLD_NAME = re.compile(r"(?:(?P<layer>\w+?)_)?(?P<variable>[WUb](?:_[icfozrh])?)(?:_\d+)?")
 _WRAPPERS = frozenset({"timedistributed", "bidirectional", "functional", "model", "sequential", "spectralnormalization"})
-
-
-def configured_layers(config: Mapping[str, Any] | None) -> dict[str, tuple[str, Mapping[str, Any]]]:
-    """Class and configuration of each layer a model's configuration tells of, by the path of its names, in its order."""
-
-    def walk(node: Any, prefix: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-        own = node.get("config") if isinstance(node, Mapping) else None
-        # Keras 1 and 2 kept a Sequential's configuration as a bare list.
-        listed = own.get("layers") if isinstance(own, Mapping) else own
-        for layer in listed if isinstance(listed, Sequence) and not isinstance(listed, str) else ():
-            inner = layer.get("config") if isinstance(layer, Mapping) else None
-            name = (inner.get("name") if isinstance(inner, Mapping) else None) or (
-                layer.get("name") if isinstance(layer, Mapping) else None
-            )
-            if isinstance(name, str) and isinstance(layer.get("class_name"), str):
-                yield f"{prefix}{name}", layer["class_name"], inner if isinstance(inner, Mapping) else {}
-                yield from walk(layer, f"{prefix}{name}/")
-
-    try:
-        return {path: (kind, own) for path, kind, own in walk(config, "")}
-    except RecursionError:  # a hostile nesting; the configuration is only evidence here
-        return {}
 
 
 def looks_like_torch(archive: Archive) -> bool:
@@ -57,7 +33,7 @@ def looks_like_torch(archive: Archive) -> bool:
 
 def file_arrays(archive: Archive) -> list[FileArray]:
     """The arrays of an archive in its order, each with its layer's path and class."""
-    kinds = {path: kind for path, (kind, _) in configured_layers(archive.config).items()}
+    kinds = {path: kind for path, (kind, _) in archive.configured.items()}
     kinds |= {layer.name: layer.class_name for layer in archive.layers if layer.class_name}
     dotted = archive.format in ("torch", "safetensors", "npz")
     found = []

@@ -14,10 +14,10 @@ import numpy as np
 
 from transferkit.errors import shorten
 from transferkit.weights.adapters import Channels, Classes, Positions, Settings, Vocabulary, adaptation
-from transferkit.weights.assigning import KEPT, Assignment, assign_all
+from transferkit.weights.assigning import Assignment, assign_all
 from transferkit.weights.composing import Arranged, arranged
 from transferkit.weights.differences import differences, torch_notes
-from transferkit.weights.digest import digest_of, name_of
+from transferkit.weights.digest import SMALL, digest_of, name_of
 from transferkit.weights.mapping import FileArray, Match, ModelVariable, Pair, Rules
 from transferkit.weights.matching import match
 from transferkit.weights.names import kind_of
@@ -45,7 +45,8 @@ TORCH_WORDS = {
     "moving_variance": ("running_var",),
 }
 _COUNTER = "num_batches_tracked"
-_LARGE = 1 << 20  # bytes from which an array is looked at block by block; what is less is read once and kept
+_KEPT = 64 << 20  # bytes of values that are kept from when they are checked until they are in their place
+_LARGE = 1 << 20  # bytes from which an array is read a second time where not all can be kept
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,10 @@ class Staged:
             fits=self._fits,
         )
         self.staged: list[Assignment] = []
-        # What may be kept until all is checked: as much as leaves room for the old values, or half where those are too large.
+        # What is kept until all is checked: everything, or no more than leaves room for values that are worked out anew.
         total = sum(self.slots[pair.target].nbytes for pair in self.found.pairs)
-        self._room = min(KEPT - total, KEPT // 2) if total <= KEPT else KEPT // 2
+        self._room = _KEPT if total <= _KEPT else _KEPT // 2
+        self._keeps_all = total <= _KEPT
 
     def _arranged(self, archive: Archive) -> Arranged:
         """The file's arrays in the pieces in which Keras 3's layers keep theirs."""
@@ -194,16 +196,15 @@ class Staged:
                 plain.append((slot, pair, found))
             else:
                 told[slot.name] = found
-        small: list[tuple[Slot, Pair, Stretch]] = []
-        large: list[tuple[Slot, Pair, Stretch]] = []
-        room = self._room
-        for item in sorted(plain, key=lambda item: item[2].nbytes):
-            nbytes = item[2].nbytes
-            kept = nbytes < _LARGE and nbytes <= room
-            room -= nbytes if kept else 0
-            (small if kept else large).append(item)
-        looks = [*gather([stretch for *_, stretch in small]), *look_over([stretch for *_, stretch in large])]
-        for (slot, pair, stretch), looked in zip([*small, *large], looks, strict=True):
+        plain.sort(key=lambda item: item[2].nbytes)
+        room, kept = self._room, []
+        for _, _, stretch in plain:
+            kept.append(stretch.nbytes <= room and (self._keeps_all or stretch.nbytes < _LARGE))
+            room -= stretch.nbytes if kept[-1] else 0
+        small = sum(keep and stretch.nbytes <= SMALL for keep, (*_, stretch) in zip(kept, plain, strict=True))
+        stretches = [stretch for *_, stretch in plain]
+        looks = [*gather(stretches[:small]), *look_over(stretches[small:], kept[small:])]
+        for (slot, pair, stretch), looked in zip(plain, looks, strict=True):
             told[slot.name] = self._looked_at(slot, pair, stretch, looked)
         return [told[name] for name in self.slots]
 
@@ -287,7 +288,7 @@ class Staged:
             bad = self._bad(slot, read() if looked.content is None else looked.content)
             if bad:
                 return self._told(slot, pair, "misfit", f"the file's {pair.source!r} has {bad}")
-        self._stage(slot, read, looked.digest, value=looked.content, stretch=stretch)
+        self._stage(slot, read, looked.rows, value=looked.content, stretch=stretch)
         return self._told(slot, pair, "loaded", digest=looked.digest)
 
     def _bad(self, slot: Slot, array: np.ndarray[Any, Any]) -> str:
@@ -307,7 +308,7 @@ class Staged:
         nbytes = slot.nbytes
         if value is not None and nbytes <= self._room:
             self._room -= nbytes
-            item = Assignment(slot.name, slot.variable, slot.dtype, nbytes, _constant(value))
+            item = Assignment(slot.name, slot.variable, slot.dtype, nbytes, _constant(value), own=stretch is not None)
         else:
             item = Assignment(slot.name, slot.variable, slot.dtype, nbytes, again, digest, stretch)
         self.staged.append(item)

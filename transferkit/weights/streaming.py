@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from transferkit.weights.digest import BLOCK, Digest, digest_of
+from transferkit.weights.digest import Digest, blocks, digest_of
 from transferkit.weights.readers.archive import Stretch
 from transferkit.weights.readers.checks import another_digest, tensor_hash, verified
 from transferkit.weights.values import surely_finite
 
-__all__ = ["Looked", "fill", "gather", "in_shares", "look_over"]
+__all__ = ["ALIGNMENT", "Looked", "fill", "gather", "in_shares", "look_over", "side_by_side"]
 
+ALIGNMENT = 64  # of Eigen's vectors; TensorFlow copies what is aligned to less
 THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -33,11 +34,13 @@ class Looked:
     Args:
         finite: Whether every value is finite for sure; where not, somebody should look again.
         digest: The digest of the values.
+        rows: The digest of their rows, to which a second reading must come.
         content: The values, where they were kept.
     """
 
     finite: bool
     digest: str
+    rows: str = ""
     content: np.ndarray[Any, Any] | None = None
 
 
@@ -55,89 +58,100 @@ def gather(stretches: Sequence[Stretch]) -> list[Looked]:
         by_dtype[stretch.dtype].append(i)
     found: dict[int, Looked] = {}
     for dtype, members in by_dtype.items():
-        ends = list(itertools.accumulate((stretches[i].nbytes for i in members), initial=0))
-        raw = np.empty(ends[-1], np.uint8)
-        room = raw.data
-        for i, start, end in zip(members, ends, ends[1:], strict=False):
-            stretches[i].read_into(room[start:end])
+        raw, slots = side_by_side([stretches[i].nbytes for i in members])
+        raw[:] = 0  # what is between the arrays is looked at with them
+        for i, slot in zip(members, slots, strict=True):
+            stretches[i].read_into(slot.data)
         finite = surely_finite(raw.view(dtype))
-        for i, start, end in zip(members, ends, ends[1:], strict=False):
-            values = raw[start:end].view(dtype).reshape(stretches[i].shape)
+        for i, slot in zip(members, slots, strict=True):
             stretch = stretches[i]
+            values = slot.view(dtype).reshape(stretch.shape)
             if stretch.sha256:
                 verified(stretch.piece.path, stretch.name, values, stretch.sha256)
-            found[i] = Looked(finite or surely_finite(values.reshape(-1)), digest_of(values), values)
+            found[i] = Looked(finite or surely_finite(values.reshape(-1)), digest_of(values), content=values)
     return [found[i] for i in range(len(stretches))]
 
 
-def in_shares(sizes: Sequence[int], work: Callable[[list[int]], None]) -> None:
-    """Does work on items, by their numbers, in several threads: in shares of about equal size.
+def side_by_side(sizes: Sequence[int]) -> tuple[np.ndarray[Any, Any], list[np.ndarray[Any, Any]]]:
+    """Memory for several arrays in one piece, and each one's part of it, aligned so that TensorFlow takes it as it is.
 
-    A share for each thread, and few steps in each: a thread that waits for Python's lock loses more than it gains.
+    Args:
+        sizes: The bytes of each.
+    """
+    ends = list(itertools.accumulate((-(-size // ALIGNMENT) * ALIGNMENT for size in sizes), initial=0))
+    whole = np.empty(ends[-1] + ALIGNMENT, np.uint8)
+    start = -whole.ctypes.data % ALIGNMENT
+    raw = whole[start : start + ends[-1]]
+    return raw, [raw[begin : begin + size] for begin, size in zip(ends, sizes, strict=False)]
+
+
+def in_shares(sizes: Sequence[int], work: Callable[[Iterator[int]], None]) -> None:
+    """Does work on items, by their numbers, in several threads: the largest first, each taken by whoever has time.
 
     Args:
         sizes: How much work each item is.
-        work: Takes the numbers of a share.
+        work: Takes the numbers that fall to a thread, one after the other.
     """
-    shares: list[list[int]] = [[] for _ in range(THREADS)]
-    loads = [0] * THREADS
-    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):  # the largest first, each to whom has least
-        least = loads.index(min(loads))
-        shares[least].append(i)
-        loads[least] += sizes[i]
-    shares = [sorted(share) for share in shares if share]
-    with ThreadPoolExecutor(THREADS) as pool:
-        for done in [pool.submit(work, share) for share in shares]:
+    todo = iter(sorted(range(len(sizes)), key=lambda i: -sizes[i]))
+    threads = min(THREADS, len(sizes))
+    if threads < 2:
+        work(todo)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(work, todo) for _ in range(threads)]:
             done.result()
 
 
-def look_over(stretches: Sequence[Stretch]) -> list[Looked]:
+def look_over(stretches: Sequence[Stretch], keep: Sequence[bool] = ()) -> list[Looked]:
     """Reads arrays through: whether their values are finite, and as their file's own SHA-256 says.
 
     Args:
         stretches: Where the arrays lie.
+        keep: Whether to keep each one's values; by default none's.
 
     Raises:
         WeightsFileError: when one can't be read, or doesn't match the SHA-256 its file keeps of it.
     """
-    found: dict[int, Looked] = {}
     sizes = [stretch.nbytes for stretch in stretches]
+    kept = [i for i, wanted in enumerate(keep) if wanted]
+    rooms = dict(zip(kept, side_by_side([sizes[i] for i in kept])[1], strict=True))
+    found: dict[int, Looked] = {}
 
-    def take(share: list[int]) -> None:
-        buffer = np.empty(min(BLOCK, max(sizes)), np.uint8)
+    def take(share: Iterator[int]) -> None:
+        buffer = np.empty(0, np.uint8)
         for i in share:
-            found[i] = _looked(stretches[i], buffer)
+            room = rooms.get(i)
+            if room is None and buffer.size < (needed := max((end - start for start, end in blocks(sizes[i])), default=0)):
+                buffer = np.empty(needed, np.uint8)
+            found[i] = _looked(stretches[i], buffer, room)
 
     in_shares(sizes, take)
     return [found[i] for i in range(len(stretches))]
 
 
-def _looked(stretch: Stretch, buffer: np.ndarray[Any, Any]) -> Looked:
+def _looked(stretch: Stretch, buffer: np.ndarray[Any, Any], room: np.ndarray[Any, Any] | None) -> Looked:
+    """Looks at an array in its room, or block by block in a buffer."""
     digest = Digest(stretch.dtype, stretch.shape)
     checksum = tensor_hash(stretch.name, stretch.dtype, stretch.shape) if stretch.sha256 else None
     finite = True
-    for block in _blocks(stretch, buffer):
+    for start, end in blocks(stretch.nbytes):
+        block = buffer[: end - start] if room is None else room[start:end]
+        stretch.read_into(block.data, start)
         finite = finite and surely_finite(block.view(stretch.dtype))
         digest.update(block)
         if checksum is not None:
             checksum.update(block.data)
     if checksum is not None and checksum.hexdigest() != stretch.sha256:
         raise another_digest(stretch.piece.path, stretch.name)
-    return Looked(finite, digest.hexdigest())
-
-
-def _blocks(stretch: Stretch, buffer: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
-    for start in range(0, stretch.nbytes, BLOCK):
-        block = buffer[: min(BLOCK, stretch.nbytes - start)]
-        stretch.read_into(block.data, start)
-        yield block
+    content = None if room is None else room.view(stretch.dtype).reshape(stretch.shape)
+    return Looked(finite, digest.hexdigest(), digest.of_rows(), content)
 
 
 def fill(memory: np.ndarray[Any, Any], stretch: Stretch) -> str:
-    """Reads an array into memory of its size; gives the digest of what then stands there."""
-    digest = Digest(stretch.dtype, stretch.shape)
-    for start in range(0, stretch.nbytes, BLOCK):
-        block = memory[start : start + BLOCK]
+    """Reads an array into memory of its size; gives the digest of the rows that then stand there."""
+    digest = Digest(stretch.dtype, stretch.shape, columns=False)
+    for start, end in blocks(stretch.nbytes):
+        block = memory[start:end]
         stretch.read_into(block.data, start)
         digest.update(block)
-    return digest.hexdigest()
+    return digest.of_rows()

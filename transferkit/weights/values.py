@@ -11,7 +11,7 @@ import numpy as np
 
 __all__ = ["bad_values", "dtype_problem", "is_finite", "lossy_cast", "surely_finite"]
 
-_PIECE = 8192  # values whose product with themselves OpenBLAS works out in one thread; many callers would wait for its others
+_PIECE = 8128  # values whose product with themselves OpenBLAS works out in one thread; many callers would wait for its others
 
 
 def _is_float(dtype: np.dtype[Any]) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,19 +79,16 @@ def _held(layer: Any) -> list[Any]:
     """The layers a layer holds in its attributes."""
     found: list[Any] = []
 
-    def inside(value: Any, depth: int) -> None:
-        if isinstance(value, keras.Layer):
-            found.append(value)
-        elif depth and isinstance(value, (list, tuple)):
-            for item in value:
-                inside(item, depth - 1)
-        elif depth and isinstance(value, dict):
-            for item in value.values():
-                inside(item, depth - 1)
+    def look(values: Iterable[Any], depth: int) -> None:
+        for value in values:
+            if isinstance(value, keras.Layer):
+                found.append(value)
+            elif depth and isinstance(value, (list, tuple)):
+                look(value, depth - 1)
+            elif depth and isinstance(value, dict):
+                look(value.values(), depth - 1)
 
-    for value in list(vars(layer).values()):
-        if isinstance(value, (keras.Layer, list, tuple, dict)) and (value or isinstance(value, keras.Layer)):
-            inside(value, 3)
+    look([value for value in vars(layer).values() if isinstance(value, (keras.Layer, list, tuple, dict))], 3)
     return found
 
 
@@ -144,7 +141,7 @@ def slots_of(model: Any) -> list[Slot]:
     names: dict[str, int] = {}
     for path, layer in [*leaf_layers_of(model), ("", model)]:
         weights = layer.weights  # Keras puts the list together at every call
-        if not path and all(id(variable) in found for variable in weights):
+        if not weights or (not path and all(id(variable) in found for variable in weights)):
             continue
         owned: dict[int, _Owned] = {}
         _owned(layer, weights, "", owned, set())

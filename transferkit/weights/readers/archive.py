@@ -5,8 +5,9 @@ A reader opens one format and gives an `Archive`. Nothing here or in a reader kn
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,7 +159,29 @@ class Archive:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    @functools.cached_property
+    def configured(self) -> Mapping[str, tuple[str, Mapping[str, Any]]]:
+        """Class and configuration of each layer the configuration tells of, by the path of its names, in its order."""
+        try:
+            return {path: (kind, own) for path, kind, own in _configured(self.config, "")}
+        except RecursionError:  # a hostile nesting; the configuration is only evidence here
+            return {}
+
     @property
     def nbytes(self) -> int:
         """The bytes of all weights once in memory."""
         return sum(info.nbytes for info in self.arrays.values())
+
+
+def _configured(node: Any, prefix: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    own = node.get("config") if isinstance(node, Mapping) else None
+    # Keras 1 and 2 kept a Sequential's configuration as a bare list.
+    listed = own.get("layers") if isinstance(own, Mapping) else own
+    for layer in listed if isinstance(listed, Sequence) and not isinstance(listed, str) else ():
+        inner = layer.get("config") if isinstance(layer, Mapping) else None
+        name = (inner.get("name") if isinstance(inner, Mapping) else None) or (
+            layer.get("name") if isinstance(layer, Mapping) else None
+        )
+        if isinstance(name, str) and isinstance(layer.get("class_name"), str):
+            yield f"{prefix}{name}", layer["class_name"], inner if isinstance(inner, Mapping) else {}
+            yield from _configured(layer, f"{prefix}{name}/")

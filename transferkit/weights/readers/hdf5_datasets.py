@@ -37,19 +37,33 @@ class Datasets(Objects):
             return H5Dataset(path, (), np.dtype("u1"), problem="its bytes lie in another file", unsafe=True)
         if not {0x1, 0x3, 0x8} <= set(raw):
             raise DamageError(f"{path!r} lacks a shape, a type or a place")
-        shape = self.dataspace(bytes(self.piece(*raw[0x1])))
-        dtype, problem, _ = self.datatype(bytes(self.piece(*raw[0x3])))
+        shape = self.dataspace(self.message(*raw[0x1]))
+        dtype, problem, _ = self.datatype(self.message(*raw[0x3]))
         if shape is None or dtype is None:
             return H5Dataset(
                 path, shape or (), np.dtype("u1"), problem=problem or "it is empty (no shape)", attributes=attributes
             )
-        return self.layout(H5Dataset(path, shape, dtype, attributes=attributes), *raw[0x8], raw.get(0xB))
+        return self.layout(path, shape, dtype, attributes, *raw[0x8], raw.get(0xB))
 
-    def layout(self, dataset: H5Dataset, at: int, length: int, filters: tuple[int, int] | None) -> H5Dataset:
-        buffer, path, shape, nbytes = self.buffer, dataset.path, dataset.shape, dataset.nbytes
+    def message(self, at: int, length: int) -> bytes:
+        """A copy of a message, whose bytes were asked for with its header."""
+        return bytes(self.buffer[at : at + length])
+
+    def layout(
+        self,
+        path: str,
+        shape: tuple[int, ...],
+        stored_as: np.dtype[Any],
+        attributes: dict[str, Any],
+        at: int,
+        length: int,
+        filters: tuple[int, int] | None,
+    ) -> H5Dataset:
+        """A dataset with the place of its bytes, or with the problem that it has none."""
+        buffer, nbytes = self.buffer, math.prod(shape) * stored_as.itemsize
 
         def with_problem(problem: str, unsafe: bool = False) -> H5Dataset:
-            return H5Dataset(path, shape, dataset.stored, problem=problem, unsafe=unsafe, attributes=dataset.attributes)
+            return H5Dataset(path, shape, stored_as, problem=problem, unsafe=unsafe, attributes=attributes)
 
         version, kind = buffer[at], buffer[at + 1]
         address = where = 0
@@ -78,7 +92,7 @@ class Datasets(Objects):
         else:
             raise DamageError(f"{path!r} has a layout of version {version}")
         if kind == 2:
-            return self.chunked(dataset, address, extents, filters)
+            return self.chunked(H5Dataset(path, shape, stored_as, attributes=attributes), address, extents, filters)
         if kind not in (0, 1):
             raise DamageError(f"{path!r} has a layout of class {kind}")
         if kind == 0:
@@ -95,7 +109,7 @@ class Datasets(Objects):
             return with_problem(f"its {nbytes} bytes at {address} reach past the end of the file, {self.size} bytes")
         if nbytes:
             self.extents.append((address, address + nbytes, path))
-        return H5Dataset(path, shape, dataset.stored, offset=address, attributes=dataset.attributes)
+        return H5Dataset(path, shape, stored_as, offset=address, attributes=attributes)
 
     def chunked(self, dataset: H5Dataset, address: int, extents: tuple[int, ...], filters: tuple[int, int] | None) -> H5Dataset:
         path, shape, itemsize = dataset.path, dataset.shape, dataset.stored.itemsize

@@ -13,7 +13,7 @@ import itertools
 import struct
 
 from transferkit.weights.readers.hdf5_datasets import Datasets
-from transferkit.weights.readers.hdf5_objects import UNDEFINED, Message
+from transferkit.weights.readers.hdf5_objects import NEAR, UNDEFINED, Message
 from transferkit.weights.readers.hdf5_pages import Pages
 from transferkit.weights.readers.hdf5_values import DamageError, HostileError, Parsed, UnusualError, lookup3
 
@@ -165,12 +165,13 @@ class _Parser(Datasets):
         found = []
         for leaf in self.leaves(tree):
             self.step()
-            self.need(leaf, 8)
+            self.need(leaf, NEAR)
             if bytes(buffer[leaf : leaf + 4]) != b"SNOD":
                 raise DamageError(f"no symbol table at {leaf}")
             at = leaf + 8
             count = struct.unpack_from("<H", buffer, leaf + 6)[0]
-            self.need(at, 40 * count)
+            if 40 * count > NEAR - 8:
+                self.need(at, 40 * count)
             for _ in range(count):
                 start, address, cache, _ = _SYMBOL.unpack_from(buffer, at)
                 at += 40

@@ -16,9 +16,10 @@ import numpy as np
 from transferkit.weights.readers.hdf5_pages import Pages
 from transferkit.weights.readers.hdf5_values import DamageError, HostileError, UnusualError, lookup3, number_type
 
-__all__ = ["UNDEFINED", "Message", "Objects"]
+__all__ = ["NEAR", "UNDEFINED", "Message", "Objects"]
 
 UNDEFINED = 0xFFFFFFFFFFFFFFFF
+NEAR = 640  # bytes asked for at an address at once: they hold most objects whole, and every node of the usual size
 Message = tuple[int, int, int, int]  # kind, offset, length and flags
 
 _Q = struct.Struct("<Q")
@@ -73,7 +74,7 @@ class Objects:
         buffer = self.buffer
         if address >= self.size:
             raise DamageError(f"an object at {address}, past the end")
-        self.need(address, 32)
+        self.need(address, NEAR)
         found: list[Message] = []
         if buffer[address] == 1:
             size = struct.unpack_from("<I", buffer, address + 8)[0]
@@ -89,7 +90,8 @@ class Objects:
                 if end > self.size:
                     raise DamageError(f"an object header at {at} reaches past the end")
                 self.remember(length)
-                self.need(at, length)
+                if end > address + NEAR or at < address:
+                    self.need(at, length)
                 before = at
                 while at + 8 <= end:
                     kind, length, flags = unpack(buffer, at)
@@ -155,14 +157,15 @@ class Objects:
         while todo:
             where, expected = todo.pop()
             self.step()
-            self.need(where, _TREE.size)
+            self.need(where, NEAR)
             mark, found_kind, level, count, _, _ = _TREE.unpack_from(self.buffer, where)
             if mark != b"TREE" or found_kind != kind or expected not in (-1, level) or where in visited:
                 raise DamageError(f"no sound B-tree node at {where}")
             visited.add(where)
             keys = where + 24
             self.step(count)
-            self.need(keys, (key_size + 8) * count + key_size)
+            if (length := (key_size + 8) * count + key_size) > NEAR - 24:
+                self.need(keys, length)
             found.append((level, keys, count))
             if level:
                 stride = key_size + 8

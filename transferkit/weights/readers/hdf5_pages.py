@@ -18,26 +18,28 @@ class Pages:
 
     Args:
         piece: The file.
-        page: How many bytes are read at least.
+        page: The power of two that is the number of bytes read at least.
     """
 
-    def __init__(self, piece: Piece, *, page: int = 8192) -> None:
+    def __init__(self, piece: Piece, *, page: int = 13) -> None:
         self._piece, self._page = piece, page
+        count = (piece.size >> page) + 1
         if isinstance(piece, Memory):
-            self.buffer, self._there = piece.view(0, piece.size), bytearray(b"\1") * (piece.size // page + 1)
+            self.buffer, self._there = piece.view(0, piece.size), bytearray(b"\1") * count
         else:
-            self.buffer, self._there = memoryview(mmap.mmap(-1, piece.size)), bytearray(piece.size // page + 1)
+            self.buffer, self._there = memoryview(mmap.mmap(-1, piece.size)), bytearray(count)
 
     def need(self, offset: int, length: int) -> None:
         """Reads these bytes, as far as the file has them; what lies past its end is for the caller to notice."""
-        page, there = self._page, self._there
-        first, last = offset // page, (offset + length - 1) // page
-        if length > 0 and first >= 0 and last < len(there) and last - first < 2 and there[first] and there[last]:
+        there, page = self._there, self._page
+        first, last = offset >> page, (offset + length - 1) >> page
+        if 0 <= first <= last < first + 2 and last < len(there) and there[first] and there[last]:
             return
         if offset < 0 or length <= 0 or offset >= len(self.buffer):
             return
-        for number in range(first, min(last, (len(self.buffer) - 1) // page) + 1):
+        size = 1 << page
+        for number in range(first, min(last, (len(self.buffer) - 1) >> page) + 1):
             if not there[number]:
-                start = number * page
-                self._piece.read_into(self.buffer[start : start + page], start, "the structure")
+                start = number << page
+                self._piece.read_into(self.buffer[start : start + size], start, "the structure")
                 there[number] = 1
