@@ -118,24 +118,26 @@ def cached(placement: Any) -> Arrays:
     return trained(placement, plan.metrics("accuracy"), rows_of(99), validation_data=rows_of(41))
 
 
-class _Stop(keras.callbacks.Callback):
-    """Ends the run as a crash would, after so many steps."""
+def stop_after(steps: int) -> Any:
+    """A callback that ends the run as a crash would, after so many steps.
 
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self._steps = steps
+    The number is no attribute of it: those are kept in checkpoints, and a run that goes on would stop there once more.
+    """
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        del batch, logs
-        if self.model.optimizer.iterations == self._steps:
-            raise KeyboardInterrupt
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            del batch, logs
+            if self.model.optimizer.iterations == steps:
+                raise KeyboardInterrupt
+
+    return Stop()
 
 
 def resumed(placement: Any) -> Arrays:
     folder = os.environ["PLACEMENT_FOLDER"]
     plan = plan_of(epochs=4).ema(0.9)
     with contextlib.suppress(KeyboardInterrupt):
-        trained(placement, plan, rows_of(99), checkpoint_dir=folder, save_every=3, callbacks=[_Stop(7)])
+        trained(placement, plan, rows_of(99), checkpoint_dir=folder, save_every=3, callbacks=[stop_after(7)])
     time.sleep(0.5)  # every worker has stopped, and what the chief was writing is written
     return trained(placement, plan, rows_of(99), checkpoint_dir=folder, save_every=3, resume=True)
 
@@ -150,7 +152,9 @@ def goes_on(placement: Any, folder: str, stop: int) -> Arrays:
         .mixup()
     )
     with contextlib.suppress(KeyboardInterrupt):
-        return trained(placement, plan, rows_of(99), checkpoint_dir=folder, save_every=1, resume=True, callbacks=[_Stop(stop)])
+        return trained(
+            placement, plan, rows_of(99), checkpoint_dir=folder, save_every=1, resume=True, callbacks=[stop_after(stop)]
+        )
     return []
 
 
@@ -320,8 +324,8 @@ def main() -> None:
         run_column(given.column, given.result)
         return
     with tempfile.TemporaryDirectory() as folder:
-        outcomes = {column: launch(column, Path(folder)) for column in given.columns}
-        report(given, outcomes, chain(given.chain, Path(folder)) if given.chain else {})
+        gone_on = chain(given.chain, Path(folder)) if given.chain else {}
+        report(given, {column: launch(column, Path(folder)) for column in given.columns}, gone_on)
 
 
 def report(given: Any, outcomes: dict[str, Any], gone_on: dict[str, float]) -> None:

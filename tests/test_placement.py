@@ -170,3 +170,84 @@ def test_the_chief_is_the_only_process_or_the_first_worker() -> None:
     assert is_chief(None)
     assert is_chief(SimpleNamespace(cluster_resolver=None))
     assert [is_chief(SimpleNamespace(cluster_resolver=SimpleNamespace(task_id=index))) for index in range(2)] == [True, False]
+
+
+def test_what_is_no_placement_is_told_wherever_one_is_given() -> None:
+    model = tk.ModelBuilder((4,)).classifier(3).build()
+    data = (np.zeros((6, 4), "float32"), np.arange(6) % 3)
+    recipe = tk.Recipe(tk.ModelBuilder((4,)).classifier(3))
+    wrong: Any = "mirrored"
+    for call in (
+        lambda: tk.FineTuner().fit(model, data, placement=wrong),
+        lambda: tk.Evaluator("accuracy").run(model, data, placement=[]),  # type: ignore[arg-type]
+        lambda: recipe.run(data, placement=wrong),
+        lambda: tk.cross_validate(recipe, data, folds=2, placement=wrong),
+    ):
+        with pytest.raises(errors.PlanError, match="a placement is a value of its own"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("devices", "fix"),
+    [(2, ["GPU:0", "GPU:1"]), ("CPU:0", ["CPU:0"]), ([], ["GPU:0", "GPU:1"]), (True, ["GPU:0", "GPU:1"])],
+)
+def test_devices_to_mirror_on_are_a_list_of_names(devices: Any, fix: list[str]) -> None:
+    with pytest.raises(errors.PlanError) as caught:
+        tk.Placement.mirrored(devices)
+    assert f"Placement.mirrored({fix!r})" in str(caught.value)
+
+
+def test_describe_says_which_devices_are_missing_and_begins_nothing() -> None:
+    assert tk.Placement.gpu(3).describe() == "GPU:3 (not on this machine), float32"
+    assert tk.Placement.mirrored(["GPU:0", "CPU:1"]).describe() == "mirrored over GPU:0 (not on this machine), CPU:1, float32"
+    assert tk.Placement.mirrored().describe() == "mirrored over every GPU, of which this machine has none, float32"
+    program = (
+        "import transferkit as tk\n"
+        "from transferkit._keras import tf\n"
+        "tk.Placement.auto(memory_growth=True).describe(), tk.Placement.mirrored(['CPU:0', 'CPU:1']).describe()\n"
+        "with tk.Placement.mirrored(['CPU:0', 'CPU:1']).scope() as strategy:\n"
+        "    model = tk.ModelBuilder((4,)).classifier(3).build()\n"
+        "import warnings, numpy as np\n"
+        "warnings.simplefilter('error')\n"
+        "try:\n"
+        "    tk.FineTuner().fit(model, (np.zeros((6, 4)), np.arange(6) % 3), verbose=0)\n"
+        "except UserWarning as warning:\n"
+        "    print(warning)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert "It runs on one device, though the process runs by Placement.mirrored(['CPU:0', 'CPU:1'])" in done.stdout
+
+
+def test_training_alone_where_the_environment_names_workers_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRANSFERKIT_WORKERS", "127.0.0.1:2222,127.0.0.1:2223")
+    monkeypatch.setenv("TRANSFERKIT_INDEX", "1")
+    model = tk.ModelBuilder((4,)).classifier(3).build()
+    with pytest.warns(UserWarning, match=r"worker 1 .* of 2.*each trains by itself"):
+        tk.FineTuner().fit(model, (np.zeros((6, 4)), np.arange(6) % 3), verbose=0)
+
+
+class _Counts(keras.layers.Layer):
+    """Keeps a number besides its weight."""
+
+    def build(self, input_shape: Any) -> None:
+        del input_shape
+        self.scale = self.add_weight(shape=(), initializer="ones")
+        self.mean = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x: Any) -> Any:
+        return x * self.scale
+
+
+def test_masks_beside_batch_norm_and_numbers_of_ones_own_are_said() -> None:
+    inputs = keras.Input((5,), dtype="int32")
+    at = keras.layers.BatchNormalization(name="norm")(keras.layers.Embedding(4, 3, mask_zero=True)(inputs))
+    assert _differences(keras.Model(inputs, keras.layers.Dense(2)(at))) == [
+        "BatchNorm of each of 4 replicas takes the statistics of its own rows, in a model with masks: 'norm'."
+    ]
+    inputs = keras.Input((5,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(_Counts(name="counts")(inputs)))
+    said = ["Numbers that layers keep besides weights are moved by the rows of each of 4 replicas: 'counts'."]
+    assert _differences(model) == said
+    model.get_layer("counts").trainable = False
+    assert _differences(model) == said
+    assert not model.get_layer("counts").trainable

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -21,10 +22,13 @@ from typing_extensions import TypedDict, Unpack
 from transferkit._keras import keras, tf
 from transferkit._plan import JsonValue, register_value
 from transferkit.cluster import Cluster, find_cluster
-from transferkit.errors import PlacementError, PlanError, did_you_mean
+from transferkit.errors import DataError, PlacementError, PlanError, did_you_mean
 from transferkit.meeting import check_in
 
-__all__ = ["Placement", "is_chief", "running"]
+__all__ = ["OTHER_ROWS", "Placement", "check_placement", "is_chief", "running"]
+
+#: What a step fails with, among TensorFlow's words, where workers have been given other rows than the chief.
+OTHER_ROWS = "The workers have labels of different rows in one step."
 
 _KINDS = ("auto", "cpu", "gpu", "mirrored", "multi_worker", "tpu")
 _PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
@@ -133,6 +137,14 @@ class Placement:
                 CPU, for trying out what several devices do: they make nothing faster.
             options: As for `auto`.
         """
+        if devices is not None and (isinstance(devices, str) or not isinstance(devices, Sequence) or not devices):
+            count = devices if isinstance(devices, int) and not isinstance(devices, bool) and 0 < devices < 100 else 2
+            listed = [devices] if isinstance(devices, str) and devices else [f"GPU:{index}" for index in range(count)]
+            raise PlanError(
+                "Choosing devices to mirror a model on.",
+                found=f"{devices!r}; it must be a list of their names, or nothing for every GPU",
+                fix=f"Placement.mirrored({listed!r})",
+            )
         return cls("mirrored", tuple(devices or ()), **options)
 
     @classmethod
@@ -174,9 +186,13 @@ class Placement:
     def describe(self) -> str:
         """One line that says which devices these are on this machine, in which precision, and whether XLA compiles the steps."""
         there = self._resolved()
-        words = [there.devices[0] if there.devices else "the CPU"]
+        gpus = _gpus()
+        named = [
+            f"{name} (not on this machine)" if name.startswith("GPU") and name not in gpus else name for name in there.devices
+        ]
+        words = [named[0] if named else "the CPU"]
         if there.kind == "mirrored":
-            words = [f"mirrored over {', '.join(there.devices) or 'every GPU'}"]
+            words = [f"mirrored over {', '.join(named or gpus) or 'every GPU, of which this machine has none'}"]
         elif there.kind == "tpu":
             words = [f"the TPU {' '.join(there.devices)}".rstrip()]
         elif there.kind == "multi_worker":
@@ -190,10 +206,15 @@ class Placement:
         """This placement with `auto` decided by what is there."""
         if self.kind != "auto":
             return self
-        gpus = tf.config.list_logical_devices("GPU")
+        gpus = _gpus()
         if len(gpus) > 1:
-            return replace(self, kind="mirrored", devices=tuple(f"GPU:{index}" for index in range(len(gpus))), jit_compile=None)
+            return replace(self, kind="mirrored", devices=tuple(gpus), jit_compile=None)
         return replace(self, kind="gpu", devices=("GPU:0",)) if gpus else replace(self, kind="cpu")
+
+    def alone(self) -> Placement:
+        """One device of this process in the same precision, for what it does without the others: its first GPU, or the CPU."""
+        gpus = _gpus()
+        return replace(self, kind="gpu" if gpus else "cpu", devices=tuple(gpus[:1]))
 
     # -- what TensorFlow has
 
@@ -212,7 +233,8 @@ class Placement:
                 if not tf.config.experimental.get_memory_growth(gpu):
                     tf.config.experimental.set_memory_growth(gpu, True)
         except RuntimeError as error:
-            what = "the memory of its GPUs is taken" if self.memory_growth else f"its CPU is {len(have)} device"
+            parts_now = f"its CPU is {len(have)} device{'s' if len(have) > 1 else ''}"
+            what = "the memory of its GPUs is taken" if self.memory_growth else parts_now
             raise self._failed(f"TensorFlow has begun, and {what}", cause=str(error), fix=_BEGIN) from error
 
     def _check_devices(self) -> None:
@@ -342,6 +364,54 @@ class Placement:
             )
 
 
+def _gpus() -> list[str]:
+    """TensorFlow's names of the GPUs of this process. Asking for them doesn't begin it, as asking for logical devices does."""
+    devices: list[Any] = tf.config.list_physical_devices("GPU")
+    return [f"GPU:{index}" for index in range(len(devices))]
+
+
+def check_placement(placement: Any, asked: str) -> None:
+    """Raises a PlanError for what isn't a `Placement` or None."""
+    if placement is not None and not isinstance(placement, Placement):
+        names = [kind for kind in _KINDS if kind == placement] if isinstance(placement, str) else []
+        raise PlanError(
+            asked,
+            found=f"placement={placement!r}",
+            cause="a placement is a value of its own, in whose scope the model is built",
+            fix=f"placement = tk.Placement.{names[0] if names else 'auto'}(); with placement.scope(): model = …",
+        )
+
+
+def _check_not_alone(model: keras.Model) -> None:
+    """Looks at a training without a placement in a process that has one, which it would go by only if it were given it.
+
+    Raises:
+        PlacementError: where the process is one of several workers, which would each train for themselves.
+    """
+    asked = f"Training the model {model.name!r} without a placement."
+    if _process.cluster is not None and _process.cluster.size > 1:
+        raise PlacementError(
+            asked,
+            found=f"a process that is {_process.cluster}",
+            cause="each worker would train by itself, and all write the same files",
+            fix="fit(…, placement=placement); placement=placement.alone() where each is to train by itself",
+        )
+    if _process.strategy is not None:
+        warnings.warn(
+            f"{asked} It runs on one device, though the process runs by {_process.of!r}: fit(…, placement=placement) shares it.",
+            stacklevel=6,
+        )
+        return
+    with contextlib.suppress(PlacementError):  # an environment that names no workers rightly, and isn't ours to judge
+        found = find_cluster()
+        if found is not None and found.size > 1:
+            warnings.warn(
+                f"{asked} The environment says that this is {found}, and each trains by itself: "
+                "tk.Placement.multi_worker() has them train together.",
+                stacklevel=6,
+            )
+
+
 def is_chief(strategy: Any) -> bool:
     """Whether this process writes the files of a run: the first worker, or the only one."""
     resolver = getattr(strategy, "cluster_resolver", None)
@@ -357,10 +427,13 @@ def running(placement: Placement | None, model: keras.Model) -> Iterator[Any]:
         model: A built model.
 
     Raises:
-        PlacementError: as in `Placement.scope`; when the model was built elsewhere or in another precision; and inside a scope of
-            a strategy of tf.distribute, which the placement isn't in.
+        PlacementError: as in `Placement.scope`; when the model was built elsewhere or in another precision; inside a scope of
+            a strategy of tf.distribute, which the placement isn't in; and without a placement in one of several workers.
+        DataError: when several workers come to take a step of different rows.
     """
+    check_placement(placement, f"Running the model {model.name!r}.")
     if placement is None:
+        _check_not_alone(model)
         yield None
         return
     strategy = placement._strategy()
@@ -372,5 +445,15 @@ def running(placement: Placement | None, model: keras.Model) -> Iterator[Any]:
             cause="optimizer and metrics are made once for all replicas, outside of it",
             fix="call it after the block",
         )
-    with placement._entered():
-        yield strategy
+    try:
+        with placement._entered():
+            yield strategy
+    except tf.errors.InvalidArgumentError as error:
+        if OTHER_ROWS not in str(error):
+            raise
+        raise DataError(
+            f"Running the model {model.name!r} by {placement!r}.",
+            found="labels in a step that aren't the same on all workers",
+            cause="data that each worker shuffles or draws in its own way, where all must go over the same rows in one order",
+            fix="give shuffle(…, seed=1) and other random parts a seed, or arrays or tk.Data, which the library orders",
+        ) from None

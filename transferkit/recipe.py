@@ -25,7 +25,7 @@ from transferkit.data import batches
 from transferkit.errors import ModelError, PlanError, did_you_mean, shorten
 from transferkit.evaluation.evaluator import Evaluator
 from transferkit.evaluation.report import Evaluation
-from transferkit.placement import Placement
+from transferkit.placement import Placement, check_placement
 from transferkit.tuning.fronts import outputs_of
 from transferkit.tuning.resuming import stored_seed
 from transferkit.tuning.run import Run
@@ -205,6 +205,7 @@ class Recipe(Plan):
             keep_checkpoints: As for `FineTuner.fit`.
             verbose: As for Keras's `fit`.
         """
+        check_placement(placement, "Running a recipe.")
         seed = stored_seed(checkpoint_dir, resume=resume) if seed is None else seed
         seed = secrets.randbits(31) if seed is None else seed
         with placement.scope() if placement else contextlib.nullcontext():

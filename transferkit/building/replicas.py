@@ -22,8 +22,9 @@ from typing import Any
 
 from transferkit._keras import tf
 from transferkit.building.graph_model import AttachMask, ReadMask
+from transferkit.placement import OTHER_ROWS
 
-__all__ = ["Backward", "Pass", "Replicas", "gathered_rows", "of_chief", "own_places"]
+__all__ = ["Backward", "Pass", "Replicas", "gathered_rows", "of_all", "of_chief", "own_places"]
 
 
 @dataclass(frozen=True)
@@ -109,25 +110,28 @@ class Replicas:
         self.several = getattr(strategy, "cluster_resolver", None) is not None
         self._read_mask = ReadMask()
 
-    def forward(self, x: Any, rows: Any = None) -> Pass:
+    def forward(self, x: Any, rows: Any = None, beside: Any = None) -> Pass:
         """The outputs of all rows in inference, on every worker.
 
         Args:
             x: The inputs of the whole batch, or of this worker's rows.
             rows: How many rows the whole batch has, where `x` has this worker's only.
+            beside: What each worker has of all rows, labels and weights. It must be the same on all, or the step fails with
+                `OTHER_ROWS`: outputs of one worker's rows would be judged by the labels of another's.
         """
         shares = self._shares(x, rows)
         structure: list[Any] = []
 
         def one(x: Any) -> Any:
-            return self._outputs(x, shares, structure, training=False, own=rows is not None)
+            with tf.control_dependencies(self._check_alike(beside)):
+                return self._outputs(x, shares, structure, training=False, own=rows is not None)
 
         with self.strategy.scope():
             flat, masks, added = self.strategy.run(one, args=(x,))
             return self._whole(flat, masks, added, shares, structure[0])
 
     @contextlib.contextmanager
-    def training(self, x: Any, rows: Any = None) -> Iterator[tuple[Pass, Backward]]:
+    def training(self, x: Any, rows: Any = None, beside: Any = None) -> Iterator[tuple[Pass, Backward]]:
         """The outputs of all rows in training, on every worker, and how gradients are taken back from there.
 
         Layers that exchange something among the replicas must do so backwards in the context in which they did it forwards. So
@@ -136,6 +140,7 @@ class Replicas:
         Args:
             x: As for `forward`.
             rows: As for `forward`.
+            beside: As for `forward`.
         """
         shares = self._shares(x, rows)
         structure: list[Any] = []
@@ -153,6 +158,7 @@ class Replicas:
 
         def one(x: Any) -> Any:
             replica = _replica()
+            alike = self._check_alike(beside)
             with tf.GradientTape() as tape:
                 flat, masks, added = self._outputs(x, shares, structure, training=True, own=rows is not None)
             back, back_added = tf.distribute.get_replica_context().merge_call(middle, args=(flat, masks, added))
@@ -162,7 +168,9 @@ class Replicas:
             pairs = [(target, part) for target, part in zip(flat, cut, strict=True) if part is not None]
             pairs += [] if added is None else [(added, back_added)]
             targets, gradients = [target for target, _ in pairs], [part for _, part in pairs]
-            return _summed(tape.gradient(targets, self.model.trainable_variables, output_gradients=gradients))
+            found = tape.gradient(targets, self.model.trainable_variables, output_gradients=gradients)
+            with tf.control_dependencies(alike):  # only now: meanwhile the workers can compare what they have
+                return _summed([None if part is None else tf.convert_to_tensor(part) for part in found])
 
         def work() -> None:
             try:
@@ -199,6 +207,14 @@ class Replicas:
 
     def _shares(self, x: Any, rows: Any) -> _Shares:
         return _Shares.of(tf.shape(tf.nest.flatten(x)[0])[0] if rows is None else rows, self.strategy.num_replicas_in_sync)
+
+    def _check_alike(self, beside: Any) -> list[Any]:
+        """In a replica: what fails where the workers don't have the same beside the inputs."""
+        if not self.several:
+            return []
+        replicas = self.strategy.num_replicas_in_sync
+        marks = _summed([tf.one_hot(_replica(), replicas) * _mark(beside)])[0]
+        return [tf.debugging.assert_equal(marks, tf.fill([replicas], marks[0]), message=OTHER_ROWS)]
 
     def _outputs(self, x: Any, shares: _Shares, structure: list[Any], *, training: bool, own: bool) -> tuple[Any, Any, Any]:
         """A replica's own outputs, their masks, and its part of what was added to the loss."""
@@ -268,6 +284,32 @@ def gathered_rows(strategy: Any, array: Any) -> Any:
     with strategy.scope():
         local = strategy.run(lambda value: value, args=(tf.convert_to_tensor(array),))
         return strategy.gather(local, axis=0)
+
+
+def _mark(beside: Any) -> Any:
+    """A number below 2²⁴, which float32 holds exactly, that almost always differs where values or their order do."""
+    with tf.device("CPU:0"):
+        total = tf.constant(0)
+        for part in tf.nest.flatten(beside):
+            if part is None:
+                continue
+            leaf = tf.convert_to_tensor(part)
+            numbers = tf.strings.to_hash_bucket_fast(leaf, 1 << 22) if leaf.dtype == tf.string else leaf
+            bits = tf.reshape(tf.bitcast(tf.cast(numbers, "float32"), "int32"), [-1])
+            total = total * 31 + tf.reduce_sum(bits * (2 * tf.range(tf.size(bits)) + 1)) + tf.size(bits)
+        return tf.cast(tf.math.floormod(total, 16_777_213), "float32")
+
+
+def of_all(strategy: Any, array: Any) -> Any:
+    """What each replica has of an array, one above the other (replicas, …), on every worker.
+
+    Args:
+        strategy: The strategy.
+        array: Of the same shape on each worker.
+    """
+    with strategy.scope():
+        local = strategy.run(lambda value: value, args=(tf.convert_to_tensor(array)[None],))
+        return strategy.gather(local, axis=0).numpy()
 
 
 def _replica() -> Any:

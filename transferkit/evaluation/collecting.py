@@ -288,17 +288,17 @@ class _Pass:
         self.by_row = True
         self.replicas: Replicas | None = None
 
-    def _predict(self, x: Any) -> tuple[Any, Any]:
+    def _predict(self, x: Any, y: Any) -> tuple[Any, Any]:
         if self.replicas is None:
             outputs, added = self.model(x, training=False), self.model.losses
         else:
-            done = self.replicas.forward(x)
+            done = self.replicas.forward(x, beside=y)
             outputs, added = done.outputs(), [*([] if done.added is None else [done.added]), *self.replicas.penalties()]
         penalty = tf.add_n([tf.cast(tf.reduce_sum(v), "float32") for v in added]) if added else tf.constant(0.0)
         return _part(outputs, self.head, what="outputs"), penalty
 
     def _step(self, x: Any, y: Any) -> tuple[Any, Any, Any]:
-        prediction, penalty = self._predict(x)
+        prediction, penalty = self._predict(x, y)
         if self.loss is None or not self.want_loss:
             return prediction, penalty, tf.zeros((0,))
         values = self.loss(y, prediction)

@@ -165,7 +165,7 @@ class Evaluator(Plan):
         """
         names = tuple(self._start.positional)
         asked = f"Computing {', '.join(names)} of the model {model.name!r}." if names else f"Evaluating the model {model.name!r}."
-        with running(placement, model) if placement else contextlib.nullcontext() as strategy:
+        with contextlib.nullcontext() if placement is None else running(placement, model) as strategy:
             collected = collect(
                 model,
                 data,

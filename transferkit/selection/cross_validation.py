@@ -27,7 +27,7 @@ from transferkit.evaluation.estimating import Estimate, greater_is_better
 from transferkit.evaluation.folds import Fold, nadeau_bengio
 from transferkit.evaluation.folds import folds as deal
 from transferkit.evaluation.intervals import t_tails
-from transferkit.placement import Placement
+from transferkit.placement import Placement, check_placement
 from transferkit.recipe import Recipe
 from transferkit.storage import atomic_path
 from transferkit.tuning.sharing import shared_features
@@ -188,6 +188,7 @@ def cross_validate(
         >>> found["accuracy"].low <= found["accuracy"].value <= found["accuracy"].high
         True
     """
+    check_placement(placement, "Cross-validating.")
     source = _as_data(data)
     labels = np.asarray(source.labels)
     by_class = labels if stratified and labels.ndim == 1 and labels.dtype.kind in "iub" else None

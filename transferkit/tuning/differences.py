@@ -58,9 +58,20 @@ def differences(model: Any, plans: Sequence[PhasePlan], strategy: Any) -> list[s
         found.append(
             f"Each of {replicas} replicas draws at random for itself, so one device would draw otherwise: {shorten(drawing)}."
         )
-    apart = [row.path for row in rows.values() if row.batch_norm == "adapts" and not hasattr(row.layer, "synchronized")]
+    # Keras takes the statistics of all replicas' rows only where there is no mask.
+    masks = any(_makes_masks(layer) for _, layer in leaf_layers(model))
+    apart = [
+        row.path for row in rows.values() if row.batch_norm == "adapts" and (masks or not hasattr(row.layer, "synchronized"))
+    ]
     if apart:
-        found.append(f"BatchNorm of each of {replicas} replicas takes the statistics of its own rows: {shorten(apart)}.")
+        why = ", in a model with masks" if masks else ""
+        found.append(f"BatchNorm of each of {replicas} replicas takes the statistics of its own rows{why}: {shorten(apart)}.")
+    trained = {id(row.layer) for plan in plans for row in plan.layers if row.trained}
+    moved = [path for path, layer in leaf_layers(model) if id(layer) in trained and _keeps(layer)]
+    if moved:
+        found.append(
+            f"Numbers that layers keep besides weights are moved by the rows of each of {replicas} replicas: {shorten(moved)}."
+        )
     return found
 
 
@@ -78,8 +89,17 @@ def _silent(layer: Any, plans: Sequence[PhasePlan]) -> bool:
     return all(any(row.layer is layer and row.silenced for row in plan.layers) for plan in plans)
 
 
+def _makes_masks(layer: Any) -> bool:
+    return isinstance(layer, keras.layers.Masking) or bool(getattr(layer, "mask_zero", False))
+
+
 def _keeps(layer: Any) -> bool:
-    """Whether a layer has numbers that no gradient moves, and isn't known to keep them alike."""
+    """Whether a layer has numbers that no gradient ever moves, and isn't known to keep them alike."""
     known = (keras.layers.BatchNormalization, keras.layers.Normalization)
-    numbers = [item for item in layer.variables if "float" in keras.backend.standardize_dtype(item.dtype)]
-    return layer.trainable and not isinstance(layer, known) and any(not item.trainable for item in numbers)
+    frozen = not layer.trainable  # in which case Keras counts every weight among those that don't train
+    if frozen:
+        layer.trainable = True
+    numbers = [item for item in layer.non_trainable_weights if "float" in keras.backend.standardize_dtype(item.dtype)]
+    if frozen:
+        layer.trainable = False
+    return not isinstance(layer, known) and bool(numbers)

@@ -9,21 +9,27 @@ replica, can't accumulate gradients, and fails with several workers (Keras 3.15)
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from transferkit._keras import keras, tf
-from transferkit.building.replicas import Pass, Replicas, of_chief
+from transferkit.building.replicas import Pass, Replicas, of_all, of_chief
+from transferkit.data import Batch
+from transferkit.errors import PlacementError
 from transferkit.tuning.feeding import OWN_ROWS
+from transferkit.tuning.fingerprints import block_mark
 from transferkit.tuning.noise import parts_of
 
 __all__ = [
     "ReplicatedModel",
     "agreed_seed",
     "begin_alike",
+    "check_alike",
     "fresh_metrics",
+    "has_workers",
     "own_steps",
     "shared",
     "spread_seeds",
@@ -63,7 +69,7 @@ class ReplicatedModel(keras.Model):
         """As Keras's, over the whole batch."""
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         variables = self.trainable_variables
-        with self._replicas.training(*_inputs(x, y)) as (done, backward):
+        with self._replicas.training(*_inputs(x, y), (y, weight)) as (done, backward):
             values = [tf.convert_to_tensor(variable) for variable in variables]
             sources = [*done.flat, *([] if done.added is None else [done.added]), *values]
             with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -80,7 +86,7 @@ class ReplicatedModel(keras.Model):
     def test_step(self, data: Any) -> Any:
         """As Keras's, over the whole batch."""
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-        done = self._replicas.forward(*_inputs(x, y))
+        done = self._replicas.forward(*_inputs(x, y), (y, weight))
         return self._figures(x, y, weight, done, self._loss_of(x, y, weight, done, None))
 
     def predict_step(self, data: Any) -> Any:
@@ -159,30 +165,71 @@ def own_steps(model: Any, names: Sequence[str] = ("train_step", "test_step", "co
     return [name for name in names if getattr(type(model), name) is not getattr(keras.Model, name)]
 
 
+def has_workers(strategy: Any) -> bool:
+    """Whether the replicas of a strategy are in several processes."""
+    return getattr(strategy, "cluster_resolver", None) is not None
+
+
 def spread_seeds(model: Any, strategy: Any) -> None:
     """Gives each worker random states of its own within the model (dropout, augmentation), made of the one that all have.
 
     The replicas of one process draw from one state in turn.
     """
-    resolver = getattr(strategy, "cluster_resolver", None)
-    if resolver is None:
+    if not has_workers(strategy):
         return
     for variable in model.variables:
         if variable.path.endswith("seed_generator_state"):
-            variable.assign(variable + np.array([resolver.task_id, 0], keras.backend.standardize_dtype(variable.dtype)))
+            variable.assign(
+                variable + np.array([strategy.cluster_resolver.task_id, 0], keras.backend.standardize_dtype(variable.dtype))
+            )
 
 
 def agreed_seed(seed: int, strategy: Any) -> int:
     """The chief's seed, on every worker."""
-    if getattr(strategy, "cluster_resolver", None) is None:
+    if not has_workers(strategy):
         return seed
     halves = of_chief(strategy, [tf.constant(part, "int32") for part in divmod(seed, 1 << 31)])
     return (int(halves[0]) << 31) + int(halves[1])
 
 
+def check_alike(marks: Mapping[str, str], batch: Batch, strategy: Any) -> None:
+    """Compares on all workers what they are about to train, before anything of it has begun.
+
+    Args:
+        marks: What each worker has, in words by name; the same names on all.
+        batch: The first rows: a data set that is shuffled without a seed begins with others on each worker.
+        strategy: The strategy.
+
+    Raises:
+        PlacementError: on every worker, where one of them has something other than the chief.
+    """
+    if not has_workers(strategy):
+        return
+    first = tf.nest.map_structure(lambda part: np.asarray(part)[:32], [part for part in batch[:2] if part is not None])
+    marks = {**marks, "order of the training data": f"begins with rows of the digest {block_mark(first).hex()[:12]}"}
+    digests = [np.frombuffer(hashlib.sha256(text.encode()).digest()[:8], "int32") for text in marks.values()]
+    every = of_all(strategy, np.stack(digests))
+    wrong = [
+        f"another {name} than the chief's on worker {', '.join(map(str, np.flatnonzero(apart)))}; here {_short(text)}"
+        for (name, text), apart in zip(marks.items(), (every != every[0]).any(axis=2).T, strict=True)
+        if apart.any()
+    ]
+    if wrong:
+        raise PlacementError(
+            f"Training together on {len(every)} workers.",
+            found=wrong,
+            cause="every worker must run the same script on the same data, in the same order",
+            fix="give random parts of the script, such as shuffle(…), a seed, and every worker the same files",
+        )
+
+
+def _short(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
+
+
 def begin_alike(model: Any, strategy: Any) -> None:
     """Gives every worker the weights that the chief has."""
-    if getattr(strategy, "cluster_resolver", None) is None:
+    if not has_workers(strategy):
         return
     weights = [variable for variable in model.variables if "float" in keras.backend.standardize_dtype(variable.dtype)]
     for weight, value in zip(weights, of_chief(strategy, weights), strict=True):

@@ -148,6 +148,11 @@ class Session(Watch):
         """Whether the run is kept in a folder."""
         return self._folder is not None
 
+    @property
+    def begins_at(self) -> str:
+        """Where the run begins, in words."""
+        return "none" if self._found is None else f"that of step {self._found.state.get('steps', 'the end')}"
+
     # -- before training
 
     def seed(self, given: int | None) -> int | None:

@@ -32,7 +32,7 @@ from transferkit.tuning.noise import restore, set_stochastic_depth
 from transferkit.tuning.objectives import Objective, objective_of
 from transferkit.tuning.optimizers import changed
 from transferkit.tuning.phases import PhasePlan, resolve
-from transferkit.tuning.replicated import agreed_seed
+from transferkit.tuning.replicated import agreed_seed, check_alike, has_workers
 from transferkit.tuning.resuming import Session, session
 from transferkit.tuning.run import PhaseRecord, Run
 from transferkit.tuning.schedules import Schedule
@@ -364,21 +364,21 @@ class FineTuner(TuningSteps):
             checks=checks,
             watch=watch,
         )
-        if watch.keeps:
-            watch.check(
-                identity(
-                    self,
-                    model,
-                    data=data,
-                    validation=validation_data,
-                    seed=seed,
-                    batch_size=batch_size,
-                    steps_per_epoch=steps_per_epoch,
-                    validation_steps=validation_steps,
-                    class_weight=weights,
-                    loss=objective.reason,
-                )
+        if watch.keeps or has_workers(strategy):
+            marks = identity(
+                self,
+                model,
+                data=data,
+                validation=validation_data,
+                seed=seed,
+                batch_size=batch_size,
+                steps_per_epoch=steps_per_epoch,
+                validation_steps=validation_steps,
+                class_weight=weights,
+                loss=objective.reason,
             )
+            check_alike({**marks, "checkpoint": watch.begins_at}, batch, strategy)
+            watch.check(marks)
         finished = watch.finished(model, plans, lambda optimizer: compile_as_given(model, job, optimizer), self.make_optimizer())
         if finished is not None:
             return finished
