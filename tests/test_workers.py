@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -111,3 +112,44 @@ def test_a_worker_trains_alone_only_where_that_is_said(two: list[dict[str, Any]]
         assert found["alone"][0] == "PlacementError"
         assert f"a process that is worker {index}" in found["alone"][1]
         assert found["alone said"] == found["right"] == "nothing"
+
+
+STOPPED = """
+import sys, time
+import numpy as np
+import transferkit as tk
+from transferkit._keras import keras
+
+class Slow(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        print("step", flush=True)
+        time.sleep(0.02)
+
+placement = tk.Placement.multi_worker()
+with placement.scope():
+    model = tk.ModelBuilder((6,)).dense(5, "relu").classifier(3).build(seed=0)
+random = np.random.default_rng(0)
+data = random.normal(size=(40, 6)).astype("float32"), np.arange(40) % 3
+plan = tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=400, learning_rate=0.01).cache(False)
+plan.fit(model, data, validation_data=data, batch_size=8, seed=1, placement=placement, verbose=0, callbacks=[Slow()],
+         checkpoint_dir=sys.argv[1], resume=True, save_every=100_000)
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_finds_workers_that_finish_the_step_together(tmp_path: Path) -> None:
+    script, folder = tmp_path / "script.py", tmp_path / "run"
+    script.write_text(STOPPED)
+    before = 0
+    for turn in range(5):
+        command = [sys.executable, "-m", "transferkit", "launch", "--workers", "2", "--log-dir", str(tmp_path / f"logs{turn}")]
+        with subprocess.Popen([*command, str(script), str(folder)], stdout=subprocess.PIPE, text=True) as launched:
+            assert launched.stdout is not None
+            for _ in range(10 + 7 * turn):
+                assert launched.stdout.readline(), (tmp_path / f"logs{turn}/worker-0.log").read_text()[-3000:]
+            launched.send_signal(signal.SIGTERM)
+            launched.stdout.read()
+        assert launched.returncode == 75
+        found = max(int(path.stem.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*"))
+        assert found > before
+        before = found

@@ -43,11 +43,8 @@ class Watch:
     def restore(self) -> None:
         """Brings everything to the state it had at `place`; called once callbacks have begun."""
 
-    def steps_begin(self) -> None:
+    def epoch_begun(self) -> None:
         """Told before the steps of an epoch."""
-
-    def steps_end(self) -> None:
-        """Told after them, before anything is tested."""
 
     def stepped(self, epoch: int, batch: int, logs: Any) -> None:
         """Told after steps, when callbacks know of them: `batch` batches of the epoch are done. May raise, to end the run."""
@@ -110,9 +107,8 @@ def run_epochs(
             watch.restore()
         place = None
         if not (first and shown.stop_training):
-            watch.steps_begin()
+            watch.epoch_begun()
             logs = _values(steps.epoch(epoch, first, callbacks, shown, watch) or logs)
-            watch.steps_end()
         if evaluate is not None:
             logs.update({f"val_{name}": value for name, value in evaluate().items()})
         callbacks.on_epoch_end(epoch, logs)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from transferkit import storage
+from transferkit._keras import tf
 from transferkit.errors import PlanError, StorageError
 from transferkit.tuning.checkpoint import Array, Checkpoint, CheckpointFolder, pack, unpack
 from transferkit.tuning.epochs import Place, Watch
@@ -71,7 +72,14 @@ def session(
     path = Path(folder).expanduser()
     if not writes:
         path.mkdir(parents=True, exist_ok=True)
-        yield Session(None, _begun(CheckpointFolder(path, keep=keep), resume=resume), None, Signals(""))
+        found = _begun(CheckpointFolder(path, keep=keep), resume=resume)
+        with Signals(str(path), follows=True) as signals:
+            try:
+                yield Session(None, found, None, signals)
+            except tf.errors.OpError:
+                if signals.received is None:
+                    raise
+                signals.stop("the chief's last checkpoint")  # the chief has left, for whom the step waited
         return
     with storage.lock(path):
         checkpoints = CheckpointFolder(path, keep=keep)
@@ -149,9 +157,14 @@ class Session(Watch):
         return self._folder is not None
 
     @property
+    def goes_on(self) -> bool:
+        """Whether there is a run in the folder."""
+        return self._found is not None
+
+    @property
     def begins_at(self) -> str:
         """Where the run begins, in words."""
-        return "none" if self._found is None else f"that of step {self._found.state.get('steps', 'the end')}"
+        return f"step {0 if self._found is None else self._found.state.get('steps', 'the last')}"
 
     # -- before training
 
@@ -320,6 +333,9 @@ class Session(Watch):
 
     def end_phase(self, first: int, count: int) -> None:
         """Looks at the phase once more, and says what looks wrong in it."""
+        self._signals.waits = False
+        if self._folder is not None and self._signals.received is not None:
+            self._signals.stop("the last checkpoint")
         self._guard.look(self._where, {})
         note = self._guard.unchanged()
         self.notes += [*([note] if note else []), *loss_spikes(self._history, first=first, count=count, phase=self._name)]
@@ -348,11 +364,8 @@ class Session(Watch):
         self._states.load(found.state["callbacks"], found.arrays)
         self._model.stop_training = found.state["stop"]
 
-    def steps_begin(self) -> None:
+    def epoch_begun(self) -> None:
         self._signals.waits = True
-
-    def steps_end(self) -> None:
-        self._signals.waits = False
 
     def stepped(self, epoch: int, batch: int, logs: Any) -> None:
         steps = batch - self._at[1] if epoch == self._at[0] else batch
@@ -361,6 +374,8 @@ class Session(Watch):
         self._unsaved += steps
         self._guard.stepped(steps, self._where, logs)
         if self._folder is None:
+            if not self._signals.patient:
+                self._signals.stop("the chief's last checkpoint")
             return
         if self._signals.received is not None:
             if self._by_epoch:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -26,13 +28,18 @@ class Signals:
 
     Args:
         folder: Where the run can be gone on with, for the words.
+        follows: Whether another worker decides when the run ends: this one then goes on until that one has left.
     """
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
+    #: Seconds that one that follows goes on after a signal, should it be the only one that got it.
+    PATIENCE = 15.0
+
+    def __init__(self, folder: str, *, follows: bool = False) -> None:
+        self._folder, self.follows = folder, follows
         self._before: dict[int, Any] = {}
-        #: The signal that came, or None.
+        #: The signal that came, or None, and when it did.
         self.received: int | None = None
+        self.since = 0.0
         #: Whether one that comes is noted, to be acted on by `stop`.
         self.waits = False
 
@@ -59,13 +66,19 @@ class Signals:
             self._restore()
             os.kill(os.getpid(), number)
             return
-        self.received = number
-        if not self.waits:
+        self.received, self.since = number, time.monotonic()
+        if not self.waits and not self.follows:
             self.stop("the last checkpoint")
+
+    @property
+    def patient(self) -> bool:
+        """Whether one that follows goes on."""
+        return self.received is None or time.monotonic() - self.since < self.PATIENCE
 
     def stop(self, where: str) -> None:
         """Ends the run: Ctrl-C with a `TrainingInterruptedError`, SIGTERM with `SystemExit(75)`."""
         if self.received == signal.SIGTERM:
+            print(f"SIGTERM: training ends; resume=True goes on from {where}", file=sys.stderr, flush=True)
             raise SystemExit(PREEMPTED)
         raise TrainingInterruptedError(
             "Training, until Ctrl-C.",

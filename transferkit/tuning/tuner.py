@@ -384,6 +384,8 @@ class FineTuner(TuningSteps):
             return finished
         if verbose and placement is not None and is_chief(strategy):
             print(f"Runs on {placement.describe()}")
+        if verbose and watch.goes_on and is_chief(strategy):
+            print(f"Goes on from {watch.begins_at}")
         for note in apart:
             watch.tell(note)
         if given_seed:
