@@ -61,6 +61,14 @@ told("judged", lambda: tk.Evaluator("accuracy").run(model(), (x, np.roll(y, work
 told("alone", lambda: plan.fit(model(), (x, y), verbose=0))
 told("alone said", lambda: plan.fit(model(), (x, y), placement=placement.alone(), verbose=0))
 told("right", lambda: fit((x, y)))
+builder = tk.ModelBuilder((6,)).dense(5, "relu").classifier(3)
+recipe = tk.Recipe(builder, tuner=plan, evaluator=tk.Evaluator("accuracy", "log_loss"))
+folds = dict(folds=3, repeats=2, batch_size=8)
+apart = tk.cross_validate(recipe, (x, y), placement=placement, **folds)
+alone = tk.cross_validate(recipe, (x, y), placement=placement.alone(), **folds)
+same = bool(np.array_equal(apart.predictions, alone.predictions))
+found["folds"] = [apart.scores == alone.scores, same, min(apart.seconds) > 0]
+told("other folds", lambda: tk.cross_validate(recipe, (x, y), placement=placement, folds=3 + worker))
 with open(sys.argv[1] + f"-{worker}.json", "w") as file:
     json.dump(found, file)
 """
@@ -112,6 +120,12 @@ def test_a_worker_trains_alone_only_where_that_is_said(two: list[dict[str, Any]]
         assert found["alone"][0] == "PlacementError"
         assert f"a process that is worker {index}" in found["alone"][1]
         assert found["alone said"] == found["right"] == "nothing"
+
+
+def test_workers_share_out_folds_with_the_scores_of_one_device(two: list[dict[str, Any]]) -> None:
+    for found in two:
+        assert found["folds"] == [True, True, True]
+        assert "another settings than the chief's on worker 1" in found["other folds"][1]
 
 
 STOPPED = """

@@ -20,11 +20,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from transferkit._keras import tf
 from transferkit.building.graph_model import AttachMask, ReadMask
 from transferkit.placement import OTHER_ROWS
 
-__all__ = ["Backward", "Pass", "Replicas", "gathered_rows", "of_all", "of_chief", "own_places"]
+__all__ = ["Backward", "Pass", "Replicas", "bytes_of_all", "gathered_rows", "of_all", "of_chief", "own_places"]
 
 
 @dataclass(frozen=True)
@@ -310,6 +312,20 @@ def of_all(strategy: Any, array: Any) -> Any:
     with strategy.scope():
         local = strategy.run(lambda value: value, args=(tf.convert_to_tensor(array)[None],))
         return strategy.gather(local, axis=0).numpy()
+
+
+def bytes_of_all(strategy: Any, content: bytes) -> list[bytes]:
+    """What each replica has of some bytes, on every worker.
+
+    Args:
+        strategy: The strategy.
+        content: As long as it is on each worker.
+    """
+    lengths = [int(length) for length in of_all(strategy, np.array([len(content)]))[:, 0]]
+    padded = np.zeros(max(lengths) + -max(lengths) % 4, "uint8")  # collectives take whole numbers of four bytes
+    padded[: len(content)] = np.frombuffer(content, "uint8")
+    every = of_all(strategy, padded.view("int32"))
+    return [row.view("uint8")[:length].tobytes() for row, length in zip(every, lengths, strict=True)]
 
 
 def _replica() -> Any:

@@ -7,12 +7,13 @@ only. May import Keras and the floors below.
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from transferkit._table import Table, Tabular
+from transferkit.building.replicas import bytes_of_all
 from transferkit.data import Data, is_arrays
 from transferkit.errors import DataError, EvaluationError, StorageError, did_you_mean
 from transferkit.evaluation.comparing import Comparison, Difference
@@ -30,6 +32,7 @@ from transferkit.evaluation.intervals import t_tails
 from transferkit.placement import Placement, check_placement
 from transferkit.recipe import Recipe
 from transferkit.storage import atomic_path
+from transferkit.tuning.replicated import check_alike, has_workers, worker_count, worker_number
 from transferkit.tuning.sharing import shared_features
 
 __all__ = ["CrossValidation", "cross_validate", "fold_seed"]
@@ -170,7 +173,8 @@ def cross_validate(
         batch_size: Rows in a batch.
         class_weight: As for `FineTuner.fit`.
         seed: Fixes the folds, and with them each fold's run.
-        placement: Where it runs.
+        placement: Where it runs. Several workers each take some of the folds, alone, and all have the result; the devices of one
+            process share the rows of each batch.
         folder: Where finished folds are kept, so that a run that was stopped goes on from there.
         verbose: As for Keras's `fit`.
 
@@ -195,11 +199,19 @@ def cross_validate(
     dealt = deal(len(source), folds, labels=by_class, groups=groups, repeats=repeats, seed=seed)
     settings = (folds, repeats, stratified, groups is not None and list(np.asarray(groups)), seed, batch_size, validation_data)
     keeper = None if folder is None else _Keeper(folder, recipe, source, settings)
-    scores: dict[str, list[float]] = {}
-    predictions: Any = None
-    seconds = []
+    strategy = None
+    if placement is not None:
+        with placement.scope() as strategy:
+            pass
+    own, alone = range(len(dealt)), placement
+    if placement is not None and has_workers(strategy):
+        marks = {"recipe": repr(recipe), "rows": hashlib.sha256(labels.tobytes()).hexdigest(), "settings": repr(settings)}
+        check_alike(marks, source.rows(np.arange(min(len(source), 32))), strategy)
+        own, alone = own[worker_number(strategy) :: worker_count(strategy)], placement.alone()
+    done: dict[int, _Done] = {}
     with shared_features():
-        for fold in dealt:
+        for number in own:
+            fold = dealt[number]
             started = time.perf_counter()
             found = keeper.read(fold) if keeper else None
             if found is None:
@@ -210,34 +222,76 @@ def cross_validate(
                     batch_size=batch_size,
                     class_weight=class_weight,
                     seed=fold_seed(seed, fold),
-                    placement=placement,
+                    placement=alone,
                     verbose=verbose,
                 )
                 evaluation = result.evaluation
                 assert evaluation is not None  # there were test rows
-                found = ({name: float(one) for name, one in evaluation.items()}, np.asarray(evaluation.rows.predictions))
-                seconds.append(time.perf_counter() - started)
+                scores = {name: float(one) for name, one in evaluation.items()}
+                found = _Done(scores, np.asarray(evaluation.rows.predictions), time.perf_counter() - started)
                 if keeper:
-                    keeper.write(fold, *found)
-            else:
-                seconds.append(0.0)
-            for name, value in found[0].items():
-                scores.setdefault(name, []).append(value)
-            if predictions is None:
-                predictions = np.full((repeats, len(source), *found[1].shape[1:]), np.nan)
-            predictions[fold.repeat, fold.test] = found[1]
+                    keeper.write(fold, found)
+            done[number] = found
             if verbose:
-                said = ", ".join(f"{name} {value:.4f}" for name, value in found[0].items())
+                said = ", ".join(f"{name} {value:.4f}" for name, value in found.scores.items())
                 print(f"Fold {fold.fold + 1} of {folds}, repetition {fold.repeat + 1} of {repeats}: {said}")
+    if has_workers(strategy):
+        done = _of_all(done, strategy)
+    predictions = np.full((repeats, len(source), *done[0].predictions.shape[1:]), np.nan)
+    for number, fold in enumerate(dealt):
+        predictions[fold.repeat, fold.test] = done[number].predictions
+    by_name = {name: [done[number].scores[name] for number in range(len(dealt))] for name in done[0].scores}
     return CrossValidation(
-        estimates={name: _estimate(name, values, dealt, level) for name, values in scores.items()},
-        scores={name: tuple(values) for name, values in scores.items()},
+        estimates={name: _estimate(name, values, dealt, level) for name, values in by_name.items()},
+        scores={name: tuple(values) for name, values in by_name.items()},
         predictions=predictions,
         labels=labels,
-        seconds=tuple(seconds),
+        seconds=tuple(done[number].seconds for number in range(len(dealt))),
         repeats=repeats,
         folds=tuple(dealt),
     )
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What came of a fold.
+
+    Args:
+        scores: Metric → its value.
+        predictions: For the rows of the fold.
+        seconds: How long it took; 0 when it was read back.
+    """
+
+    scores: Mapping[str, float]
+    predictions: np.ndarray[Any, Any]
+    seconds: float = 0.0
+
+    def write(self, file: Any) -> None:
+        """Writes it as `.npz`."""
+        names, values = np.array(list(self.scores)), np.array(list(self.scores.values()))
+        np.savez(file, names=names, values=values, predictions=self.predictions, seconds=self.seconds)
+
+    @classmethod
+    def read(cls, file: Any) -> _Done:
+        """What `write` wrote."""
+        with np.load(file, allow_pickle=False) as kept:
+            scores = dict(zip(kept["names"].tolist(), kept["values"].tolist(), strict=True))
+            return cls(scores, kept["predictions"], float(kept["seconds"]))
+
+
+def _of_all(done: Mapping[int, _Done], strategy: Any) -> dict[int, _Done]:
+    """The folds of all workers, on each."""
+    with io.BytesIO() as packed:
+        with zipfile.ZipFile(packed, "w") as archive:
+            for number, one in done.items():
+                with archive.open(str(number), "w") as file:
+                    one.write(file)
+        content = packed.getvalue()
+    found: dict[int, _Done] = {}
+    for part in bytes_of_all(strategy, content):
+        with zipfile.ZipFile(io.BytesIO(part)) as archive:
+            found |= {int(name): _Done.read(io.BytesIO(archive.read(name))) for name in archive.namelist()}
+    return found
 
 
 def _as_data(data: Any) -> Data:
@@ -324,19 +378,17 @@ class _Keeper:
     def _path(self, fold: Fold) -> Path:
         return self._folder / f"{self._key}-{fold.repeat}-{fold.fold}.npz"
 
-    def read(self, fold: Fold) -> tuple[dict[str, float], np.ndarray[Any, Any]] | None:
+    def read(self, fold: Fold) -> _Done | None:
         path = self._path(fold)
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as kept:
-                names, values = kept["names"].tolist(), kept["values"].tolist()
-                return dict(zip(names, values, strict=True)), kept["predictions"]
+            return replace(_Done.read(path), seconds=0.0)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise StorageError(
                 f"Reading the finished fold {path}.", found=f"a damaged file ({error})", fix="delete it; the fold is run again"
             ) from error
 
-    def write(self, fold: Fold, scores: Mapping[str, float], predictions: np.ndarray[Any, Any]) -> None:
+    def write(self, fold: Fold, done: _Done) -> None:
         with atomic_path(self._path(fold)) as temporary:
-            np.savez(temporary, names=np.array(list(scores)), values=np.array(list(scores.values())), predictions=predictions)
+            done.write(temporary)

@@ -34,6 +34,8 @@ __all__ = [
     "shared",
     "spread_seeds",
     "whole_batch_norm",
+    "worker_count",
+    "worker_number",
 ]
 
 
@@ -170,6 +172,16 @@ def has_workers(strategy: Any) -> bool:
     return getattr(strategy, "cluster_resolver", None) is not None
 
 
+def worker_number(strategy: Any) -> int:
+    """Which of the workers this process is."""
+    return int(strategy.cluster_resolver.task_id)
+
+
+def worker_count(strategy: Any) -> int:
+    """How many workers there are."""
+    return int(strategy.cluster_resolver.cluster_spec().num_tasks("worker"))
+
+
 def spread_seeds(model: Any, strategy: Any) -> None:
     """Gives each worker random states of its own within the model (dropout, augmentation), made of the one that all have.
 
@@ -179,9 +191,7 @@ def spread_seeds(model: Any, strategy: Any) -> None:
         return
     for variable in model.variables:
         if variable.path.endswith("seed_generator_state"):
-            variable.assign(
-                variable + np.array([strategy.cluster_resolver.task_id, 0], keras.backend.standardize_dtype(variable.dtype))
-            )
+            variable.assign(variable + np.array([worker_number(strategy), 0], keras.backend.standardize_dtype(variable.dtype)))
 
 
 def agreed_seed(seed: int, strategy: Any) -> int:
