@@ -74,6 +74,17 @@ def test_the_model_is_left_exactly_as_it_was() -> None:
     assert model.fit(x, y, verbose=0).history["loss"][0] < 10
 
 
+def test_a_loss_that_is_a_function_is_the_mean_over_rows_as_in_fit() -> None:
+    def squared(y_true: Any, y_pred: Any) -> Any:
+        return keras.ops.mean(keras.ops.square(keras.ops.one_hot(keras.ops.cast(y_true, "int32"), 3) - y_pred), axis=-1)
+
+    x, y = problem()
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+    found = find_learning_rate(model, (x, y), tuner=tk.FineTuner().loss(squared), steps=10, batch_size=len(x))
+    model.compile(loss=squared)
+    assert found.losses[0] == pytest.approx(model.evaluate(x, y, batch_size=len(x), verbose=0), rel=1e-3)
+
+
 def test_a_phase_of_the_plan_is_tried_with_what_it_freezes() -> None:
     tuner = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=1).phase("all", train=tk.Layers.all(), epochs=1)
     assert find_learning_rate(network(), problem(), tuner=tuner, steps=10).phase == "head"

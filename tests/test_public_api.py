@@ -35,6 +35,7 @@ PUBLIC = [
     "errors",
     "explain_model",
     "find_batch_size",
+    "find_bottleneck",
     "find_learning_rate",
     "greedy_soup",
     "inspect_weights",

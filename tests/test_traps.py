@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import transferkit as tk
+from transferkit._keras import tf
 
 Array = Any
 RNG = np.random.default_rng(0)
@@ -296,3 +297,32 @@ def test_batch_norm_in_a_short_run() -> None:
     plan = tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=3).batch_norm("adapt")
     run = plan.fit(model, (X, Y), verbose=0, seed=0)
     assert any("recalibrate_batch_norm" in note for note in run.notes)
+
+
+def test_the_end_of_data_of_unknown_length_is_no_step() -> None:
+    x, y = np.eye(8, dtype="float32"), np.arange(8) % 2
+    known = tf.data.Dataset.from_tensor_slices((x, y)).batch(2)
+    unknown = known.filter(lambda *_: True)
+
+    def network() -> Any:
+        model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2, kernel_initializer="ones")])
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.AdamW(0.1, weight_decay=0.5), loss)
+        return model
+
+    plain = network()
+    with pytest.warns(UserWarning, match="ran out of data"):
+        plain.fit(unknown, epochs=2, verbose=0, shuffle=False)
+    assert int(plain.optimizer.iterations) == 10  # of 8 batches, and the weights are decayed as often
+
+    plan = tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=2).optimizer(keras.optimizers.AdamW(0.1, weight_decay=0.5))
+    for together in (1, 3):
+        weights = []
+        for data in (known, unknown, [(x[at : at + 2], y[at : at + 2]) for at in range(0, 8, 2)]):
+            model = network()
+            run = plan.cache(False).fit(model, data, seed=0, verbose=0, steps_per_execution=together)
+            assert run.phases[0].steps == int(model.optimizer.iterations) == 8
+            weights.append(model.get_weights())
+        for other in weights[1:]:
+            assert all(np.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(weights[0], other, strict=True))
+    assert not np.allclose(plain.get_weights()[0], weights[0][0], atol=1e-3)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from transferkit.tuning.run import Run as Run
     from transferkit.tuning.schedules import Schedule as Schedule
     from transferkit.tuning.sharing import shared_features as shared_features
+    from transferkit.tuning.throughput import find_bottleneck as find_bottleneck
     from transferkit.tuning.tuner import FineTuner as FineTuner
     from transferkit.weights.inspection import inspect_weights as inspect_weights
     from transferkit.weights.loader import WeightLoader as WeightLoader
@@ -67,6 +68,7 @@ __all__ = [
     "errors",
     "explain_model",
     "find_batch_size",
+    "find_bottleneck",
     "find_learning_rate",
     "greedy_soup",
     "inspect_weights",
@@ -104,6 +106,7 @@ _HOMES: Final[dict[str, str]] = {
     "cross_validate": "transferkit.selection.cross_validation",
     "explain_model": "transferkit.building.opening",
     "find_batch_size": "transferkit.tuning.lr_finder",
+    "find_bottleneck": "transferkit.tuning.throughput",
     "find_learning_rate": "transferkit.tuning.lr_finder",
     "greedy_soup": "transferkit.tuning.averaging",
     "inspect_weights": "transferkit.weights.inspection",

@@ -15,7 +15,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from typing_extensions import TypedDict, Unpack
 
@@ -37,7 +37,7 @@ _BEGIN = "open the scope at the beginning of the script, before the first tensor
 
 class _Options(TypedDict, total=False):
     precision: str | None
-    jit_compile: bool | None
+    jit_compile: bool | Literal["measured"] | None
     memory_growth: bool
 
 
@@ -63,7 +63,8 @@ class Placement:
         devices: TensorFlow's names of the devices (`GPU:0`), or the address of a TPU, where they were given.
         precision: `float32`, `mixed_float16` (with a scaled loss) or `mixed_bfloat16`; None for Keras's own setting. Heads that
             `ModelBuilder` makes stay in float32.
-        jit_compile: Whether XLA compiles the steps; None leaves it to Keras, which does it where there is a GPU.
+        jit_compile: Whether XLA compiles the steps; `"measured"` tries both before each phase that is computed in full; None
+            leaves it to Keras, which does it where there is a GPU.
         memory_growth: Whether TensorFlow takes a GPU's memory bit by bit, and not all of it at once.
 
     Example:
@@ -78,7 +79,7 @@ class Placement:
     kind: str
     devices: tuple[str, ...] = ()
     precision: str | None = None
-    jit_compile: bool | None = None
+    jit_compile: bool | Literal["measured"] | None = None
     memory_growth: bool = False
 
     def __post_init__(self) -> None:
@@ -87,10 +88,10 @@ class Placement:
             problems.append(f"the kind {self.kind!r}{did_you_mean(str(self.kind), _KINDS)}")
         if self.precision is not None and self.precision not in _PRECISIONS:
             problems.append(f"the precision {self.precision!r}{did_you_mean(str(self.precision), _PRECISIONS)}")
-        if self.jit_compile not in (None, True, False):
-            problems.append(f"jit_compile={self.jit_compile!r}; it must be True, False or None")
-        if self.jit_compile and self.kind in ("mirrored", "multi_worker"):
-            problems.append("jit_compile=True on several devices; XLA compiles the steps of one")
+        if self.jit_compile is not None and not isinstance(self.jit_compile, bool) and self.jit_compile != "measured":
+            problems.append(f'jit_compile={self.jit_compile!r}; it must be True, False, "measured" or None')
+        elif self.jit_compile and self.kind in ("mirrored", "multi_worker"):
+            problems.append(f"jit_compile={self.jit_compile!r} on several devices; XLA compiles the steps of one")
         if not isinstance(self.memory_growth, bool):
             problems.append(f"memory_growth={self.memory_growth!r}; it must be True or False")
         if self.kind in ("gpu", "mirrored"):
@@ -198,7 +199,8 @@ class Placement:
         elif there.kind == "multi_worker":
             words = ["the workers that the environment names" if _process.cluster is None else str(_process.cluster)]
         words.append(self.precision or str(keras.config.dtype_policy().name))
-        words += [] if self.jit_compile is None else [f"XLA {'on' if self.jit_compile else 'off'}"]
+        xla = {True: "on", False: "off", "measured": "where it is measured to be faster"}
+        words += [] if self.jit_compile is None else [f"XLA {xla[self.jit_compile]}"]
         words += ["memory as it is needed"] if self.memory_growth else []
         return ", ".join(words)
 

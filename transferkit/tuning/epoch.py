@@ -20,6 +20,7 @@ import numpy as np
 from transferkit._keras import keras, tf
 from transferkit.tuning.epochs import Watch, run_epochs
 from transferkit.tuning.features import Features
+from transferkit.tuning.feeding import as_tensor
 from transferkit.tuning.replicated import own_steps
 
 __all__ = ["Rows", "Steps", "batch_hooks", "class_weights", "rows_of_features", "same_kernels", "train"]
@@ -65,20 +66,13 @@ def rows_of_features(
         weights = class_weights(features.y, class_weight)
     return Rows(
         x=features.tensors(),
-        y=None if features.y is None else tf.nest.map_structure(_tensor, features.y),
-        sample_weight=None if weights is None else tf.nest.map_structure(_tensor, weights),
+        y=None if features.y is None else tf.nest.map_structure(as_tensor, features.y),
+        sample_weight=None if weights is None else tf.nest.map_structure(as_tensor, weights),
         count=features.rows,
         index=lambda order, epoch: features.index(order, epoch=epoch),
         read=features.read(),
         augment=augment,
     )
-
-
-def _tensor(array: Any) -> Any:
-    """As Keras takes it in: float64 becomes its float type."""
-    if str(array.dtype) == "float64":
-        return tf.cast(array, keras.config.floatx())
-    return tf.convert_to_tensor(array)
 
 
 def class_weights(y: Any, class_weight: Mapping[int, float]) -> np.ndarray[Any, Any]:

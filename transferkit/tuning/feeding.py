@@ -17,7 +17,16 @@ from transferkit.building.heads import Head
 from transferkit.data import Batch, Data, as_batch, is_arrays, row_count
 from transferkit.errors import DataError
 
-__all__ = ["OWN_ROWS", "ListedBatches", "check_inputs", "complete_class_weights", "epoch_order", "first_rows", "ordered_dataset"]
+__all__ = [
+    "OWN_ROWS",
+    "ListedBatches",
+    "as_tensor",
+    "check_inputs",
+    "complete_class_weights",
+    "epoch_order",
+    "first_rows",
+    "ordered_dataset",
+]
 
 
 #: The name under which inputs stand that are of this worker's rows only.
@@ -70,7 +79,7 @@ def ordered_dataset(
 
 def _gather_rows(indices: Any, parts: Any) -> Any:
     """Batches of arrays that are in memory."""
-    tensors = tuple(tf.nest.map_structure(_tensor, part) for part in parts if part is not None)
+    tensors = tuple(tf.nest.map_structure(as_tensor, part) for part in parts if part is not None)
 
     def gather(index: Any, held: Any) -> Any:
         return tf.nest.map_structure(lambda tensor: tf.gather(tensor, index, axis=0), held)
@@ -85,11 +94,11 @@ def _read_rows(indices: Any, data: Data, failed: Callable[[BaseException], None]
     first = data.rows(np.arange(1))
     example = [part for part in first if part is not None]
     if own is not None and not data.in_memory and data.labels is not None and first.sample_weight is None:
-        labels, places = tf.nest.map_structure(_tensor, data.labels), own
+        labels, places = tf.nest.map_structure(as_tensor, data.labels), own
         inputs = _read_rows(indices.map(lambda index: tf.gather(index, places(tf.shape(index)[0]))), data, failed, None)
         targets = indices.map(lambda index: tf.nest.map_structure(lambda leaf: tf.gather(leaf, index), labels))
         return tf.data.Dataset.zip((inputs.map(lambda x, _: {OWN_ROWS: x}), targets))
-    leaves = [_tensor(leaf) for leaf in tf.nest.flatten(example)]
+    leaves = [as_tensor(leaf) for leaf in tf.nest.flatten(example)]
 
     def read(index: np.ndarray[Any, Any]) -> list[Any]:
         try:
@@ -98,7 +107,7 @@ def _read_rows(indices: Any, data: Data, failed: Callable[[BaseException], None]
             if failed is not None:
                 failed(error)
             raise
-        return [_tensor(leaf) for leaf in tf.nest.flatten(parts)]
+        return [as_tensor(leaf) for leaf in tf.nest.flatten(parts)]
 
     def shaped(index: Any) -> Any:
         found = tf.py_function(lambda tensor: read(tensor.numpy()), [index], [leaf.dtype for leaf in leaves])
@@ -109,7 +118,7 @@ def _read_rows(indices: Any, data: Data, failed: Callable[[BaseException], None]
     return indices.map(shaped, num_parallel_calls=2)
 
 
-def _tensor(array: Any) -> Any:
+def as_tensor(array: Any) -> Any:
     """The array as a tensor; float64 becomes Keras's float type, as Keras does it."""
     if str(array.dtype) == "float64":
         return tf.cast(array, keras.config.floatx())

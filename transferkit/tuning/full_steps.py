@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from typing import Any
 
@@ -29,6 +30,9 @@ class FullSteps:
         self._known = stream.steps
         #: Whether an epoch goes on in the pass of the one before.
         self._continues = stream.steps != stream.batches
+        #: Whether only the data itself knows where it ends. Keras's function finds that out within a step, which the optimizer
+        #: counts, and decays weights in, though there is no batch (Keras 3.15); so batches are taken from the data before.
+        self._looks_ahead = stream.batches is None and not tf.distribute.has_strategy()
         if tf.distribute.has_strategy():
             # Variables of metrics and optimizer can't be made within a replica's step; a test makes them outside of it.
             if not model.optimizer.built:
@@ -97,14 +101,23 @@ class FullSteps:
 
     def _take(self, iterator: Any, most: int | None = None) -> Any:
         """Takes the steps that callbacks hear of as one, `most` at most; gives the last one's figures."""
-        logs = self._model.train_function(iterator)
+        logs = self._step(iterator)
         together = self._model.steps_per_execution
         for _ in range(together, self._each if most is None else min(self._each, most), together):
             try:
-                logs = self._model.train_function(iterator)
+                logs = self._step(iterator)
             except (StopIteration, tf.errors.OutOfRangeError):
                 break
         return logs
+
+    def _step(self, iterator: Any) -> Any:
+        """One call of the train function."""
+        if not self._looks_ahead:
+            return self._model.train_function(iterator)
+        batches = list(itertools.islice(iterator, self._model.steps_per_execution))
+        if not batches:
+            raise StopIteration
+        return self._model.train_function(batches)
 
     def _steps(self, epoch: int, first: int, callbacks: Any, shown: Any, watch: Any) -> Any:
         stream, each = self._stream, self._each

@@ -7,13 +7,13 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from transferkit._keras import keras, tf
 from transferkit.building.replicas import own_places
-from transferkit.data import Data, is_arrays, row_count, rows_of
+from transferkit.data import Batch, Data, is_arrays, row_count, rows_of
 from transferkit.tuning.averaging import recalibrate_batch_norm
 from transferkit.tuning.cache_settings import CacheSettings
 from transferkit.tuning.caching import Cache
@@ -31,6 +31,7 @@ from transferkit.tuning.resuming import Session
 from transferkit.tuning.run import PhaseRecord
 from transferkit.tuning.settings import Settings, Targets, take_over
 from transferkit.tuning.stream import Stream
+from transferkit.tuning.trials import measured_jit
 
 __all__ = ["Job", "compile_as_given", "run_phases", "seed_model"]
 
@@ -59,7 +60,8 @@ class Job:
         checks: Looks at each batch that isn't in memory.
         watch: What watches over the run, keeps it in checkpoints and goes on with it.
         strategy: Whose replicas share the rows of each batch; None on one device.
-        jit_compile: Whether XLA compiles the steps; None leaves it to Keras.
+        jit_compile: Whether XLA compiles the steps; `"measured"` where that is faster; None leaves it to Keras.
+        first: The first rows of the data.
     """
 
     data: Any
@@ -80,7 +82,8 @@ class Job:
     cache: CacheSettings = field(default_factory=CacheSettings)
     checks: BatchChecks | None = None
     strategy: Any = None
-    jit_compile: bool | None = None
+    jit_compile: bool | Literal["measured"] | None = None
+    first: Batch = field(kw_only=True)
     watch: Session = field(kw_only=True)
 
 
@@ -220,7 +223,7 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
                 loss_weights=minimised.loss_weights,
                 metrics=fresh_metrics(minimised.metrics),
                 steps_per_execution=job.steps_per_execution,
-                jit_compile="auto" if job.jit_compile is None else job.jit_compile,
+                jit_compile="auto" if job.jit_compile is None else job.jit_compile is True,
             )
             optimizer = model.optimizer  # which wraps the one given under a policy that scales the loss
             trained = shared(
@@ -259,6 +262,12 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
                 metrics=fresh_metrics(minimised.metrics),
                 decided=watch.decided(index),
             )
+            if cached is None and job.jit_compile == "measured":
+                jit = watch.compiled(index)
+                if jit is None:
+                    jit, said = _measured(model, job, plan)
+                    words = f"{words}; {said}"
+                model.jit_compile = jit
             if job.verbose:
                 print(words)
             in_full = FullSteps(trained, stream, each=job.steps_per_execution) if cached is None else None
@@ -313,6 +322,14 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
     if plain is not optimizer or minimised is not job.objective:
         compile_as_given(model, job, plain)
     return state.history, records
+
+
+def _measured(model: Any, job: Job, plan: PhasePlan) -> tuple[bool, str]:
+    """Whether XLA compiles the steps of the phase."""
+    rows = min(job.batch_size, len(tf.nest.flatten(job.first.x)[0]))
+    batch = Batch(*rows_of(job.first, slice(0, rows)))
+    rate = plan.phase.learning_rate
+    return measured_jit(model, batch, job.objective.loss, job.objective.loss_weights, lambda: job.make_optimizer(rate))
 
 
 def compile_as_given(model: Any, job: Job, optimizer: Any) -> None:

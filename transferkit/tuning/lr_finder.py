@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from transferkit._keras import keras, tf
+from transferkit._keras import tf
 from transferkit._table import Table, Tabular
 from transferkit.data import Batch, batches, is_arrays, row_count, rows_of
 from transferkit.errors import DataError, PlanError
 from transferkit.tuning.feeding import epoch_order
 from transferkit.tuning.phases import in_effect
+from transferkit.tuning.trials import TrialSteps, left_alone, phase_of
 from transferkit.tuning.tuner import FineTuner
 
 __all__ = ["BatchSizes", "LearningRates", "find_batch_size", "find_learning_rate"]
@@ -111,81 +112,6 @@ class BatchSizes(Tabular):
         return {"bytes_by_size": [list(pair) for pair in self.bytes_by_size], "best": self.best, "limit": self.limit}
 
 
-@contextlib.contextmanager
-def _left_alone(model: Any) -> Iterator[None]:
-    """At the end of the block every variable, every `trainable` flag and what the model is compiled with are as before."""
-    kept = [(variable, variable.numpy()) for variable in model.variables]
-    flags = _flags(model)
-    try:
-        yield
-    finally:
-        for layer, trainable in flags:
-            layer.trainable = trainable
-        for variable, value in kept:
-            variable.assign(value)
-
-
-def _flags(model: Any) -> list[tuple[Any, bool]]:
-    """Each model and layer with its flag, outermost first: setting one sets all within, so the inner ones are set again after."""
-    found: list[tuple[Any, bool]] = []
-    waiting, seen = [model], set()
-    while waiting:
-        layer = waiting.pop(0)
-        if id(layer) not in seen:
-            seen.add(id(layer))
-            found.append((layer, bool(layer.trainable)))
-            waiting.extend(getattr(layer, "layers", []))
-    return found
-
-
-class _Steps:
-    """Training steps outside of `fit`, which leave what the model is compiled with untouched."""
-
-    def __init__(self, model: Any, loss: Any, loss_weights: Any, optimizer: Any) -> None:
-        self._model, self.optimizer = model, optimizer
-        self._losses = keras.tree.map_structure(keras.losses.get, loss)
-        self._weights = loss_weights
-        optimizer.build(model.trainable_variables)
-        self._run = tf.function(self._step, reduce_retracing=True)
-
-    def _total(self, y: Any, predictions: Any, sample_weight: Any) -> Any:
-        losses = self._losses
-        if isinstance(losses, dict):
-            names = list(losses)
-            given = (
-                predictions if isinstance(predictions, dict) else dict(zip(names, keras.tree.flatten(predictions), strict=True))
-            )
-            parts = {name: losses[name](y[name], given[name], sample_weight=sample_weight) for name in names}
-            weights = self._weights if isinstance(self._weights, dict) else {}
-            return sum(part * weights.get(name, 1.0) for name, part in parts.items())
-        if isinstance(losses, (list, tuple)):
-            factors = self._weights or [1.0] * len(losses)
-            pairs = zip(losses, y, keras.tree.flatten(predictions), factors, strict=True)
-            return sum(one(labels, given, sample_weight=sample_weight) * weight for one, labels, given, weight in pairs)
-        return losses(y, predictions, sample_weight=sample_weight)
-
-    def _step(self, x: Any, y: Any, sample_weight: Any) -> Any:
-        with tf.GradientTape() as tape:
-            loss = self._total(y, self._model(x, training=True), sample_weight)
-            loss = loss + sum(self._model.losses, start=tf.constant(0.0, loss.dtype))
-            scaled = self.optimizer.scale_loss(loss)
-        variables = self._model.trainable_variables
-        self.optimizer.apply(tape.gradient(scaled, variables), variables)
-        return loss
-
-    def __call__(self, batch: Batch) -> float:
-        x, y, weight = (None if part is None else keras.tree.map_structure(tf.convert_to_tensor, part) for part in batch)
-        return float(self._run(x, y, weight))
-
-
-def _phase_of(tuner: FineTuner, model: Any, phase: str | None) -> Any:
-    plans = tuner.describe(model).phases
-    names = [plan.phase.name for plan in plans]
-    if phase is not None and phase not in names:
-        raise PlanError(f"Looking for the phase {phase!r} of a plan.", found=f"the phases {', '.join(map(repr, names))}")
-    return plans[0 if phase is None else names.index(phase)]
-
-
 def find_learning_rate(
     model: Any,
     data: Any,
@@ -231,15 +157,15 @@ def find_learning_rate(
             found=f"lowest={lowest!r}, highest={highest!r}, steps={steps!r}; 0 < lowest < highest, 5 steps",
         )
     tuner = FineTuner() if tuner is None else tuner
-    plan = _phase_of(tuner, model, phase)
+    plan = phase_of(tuner, model, phase)
     rates = np.geomspace(lowest, highest, steps)
     losses: list[float] = []
     mean = 0.0
     source = _endless(data, batch_size=batch_size, seed=seed)
     first = next(source)
     objective = tuner.objective(model, first.y)
-    with _left_alone(model), in_effect(model, plan):
-        steps_of = _Steps(model, objective.loss, objective.loss_weights, tuner.make_optimizer(float(rates[0])))
+    with left_alone(model), in_effect(model, plan):
+        steps_of = TrialSteps(model, objective.loss, objective.loss_weights, tuner.make_optimizer(float(rates[0])))
         for number, (rate, batch) in enumerate(zip(rates, itertools.chain([first], source), strict=False), start=1):
             steps_of.optimizer.learning_rate = float(rate)
             loss = steps_of(batch)
@@ -324,18 +250,18 @@ def find_batch_size(
     if not is_arrays(data):
         raise DataError("Looking for a batch size.", found=f"data of type {type(data).__name__}", fix="give some rows as (x, y)")
     tuner = FineTuner() if tuner is None else tuner
-    plan = tuner.describe(model).phases[-1] if phase is None else _phase_of(tuner, model, phase)
+    plan = tuner.describe(model).phases[-1] if phase is None else phase_of(tuner, model, phase)
     limit = _free_bytes() // 2 if limit is None else limit
     rows = row_count(data)
     found: list[tuple[int, int]] = []
     objective = tuner.objective(model, np.asarray(data[1]) if hasattr(data[1], "shape") else data[1])
-    with _left_alone(model), in_effect(model, plan):
+    with left_alone(model), in_effect(model, plan):
         base = _peak_bytes()
         size = 1
         while size <= largest:
             batch = next(iter(batches(rows_of(tuple(data), np.arange(size) % rows), batch_size=size)))
             try:
-                _Steps(model, objective.loss, objective.loss_weights, tuner.make_optimizer(0.0))(batch)
+                TrialSteps(model, objective.loss, objective.loss_weights, tuner.make_optimizer(0.0))(batch)
             except tf.errors.ResourceExhaustedError:
                 break
             used = max(_peak_bytes() - base, 0)

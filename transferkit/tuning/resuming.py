@@ -276,6 +276,11 @@ class Session(Watch):
         here = self._here(index)
         return None if here is None else (here["cached"], here["words"])
 
+    def compiled(self, index: int) -> bool | None:
+        """Whether XLA compiled the steps of the phase."""
+        here = self._here(index)
+        return None if here is None else bool(here["jit_compile"])
+
     def is_first(self, index: int) -> bool:
         """Whether the phase is the first of this call."""
         return index == (0 if self._found is None else self._found.state["phase"])
@@ -313,7 +318,8 @@ class Session(Watch):
                 "after a stop in it their order needn't be the same."
             )
         here = self._here(index)
-        self._phase = {"phase": index, "begun": begun, "words": words, "cached": in_full is None}
+        jit = bool(getattr(self._model, "jit_compile", False))
+        self._phase = {"phase": index, "begun": begun, "words": words, "cached": in_full is None, "jit_compile": jit}
         self._name, self._begun_at = plan.phase.name, time.perf_counter() - self.elapsed(index)
         self._at = (begun, 0)
         if self._folder is not None and self.is_first(index):

@@ -32,7 +32,7 @@ from transferkit.tuning.noise import restore, set_stochastic_depth
 from transferkit.tuning.objectives import Objective, objective_of
 from transferkit.tuning.optimizers import changed
 from transferkit.tuning.phases import PhasePlan, resolve
-from transferkit.tuning.replicated import agreed_seed, check_alike, has_workers
+from transferkit.tuning.replicated import agreed_seed, check_alike, has_workers, spread_seeds
 from transferkit.tuning.resuming import Session, session
 from transferkit.tuning.run import PhaseRecord, Run
 from transferkit.tuning.schedules import Schedule
@@ -359,6 +359,7 @@ class FineTuner(TuningSteps):
             steps_per_execution=steps_per_execution,
             strategy=strategy,
             jit_compile=placement.jit_compile if placement else None,
+            first=batch,
             verbose=verbose if is_chief(strategy) else 0,
             cache=self._cache(),
             checks=checks,
@@ -381,6 +382,7 @@ class FineTuner(TuningSteps):
             watch.check(marks)
         finished = watch.finished(model, plans, lambda optimizer: compile_as_given(model, job, optimizer), self.make_optimizer())
         if finished is not None:
+            spread_seeds(model, strategy)
             return finished
         if verbose and placement is not None and is_chief(strategy):
             print(f"Runs on {placement.describe()}")
