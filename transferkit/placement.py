@@ -384,13 +384,13 @@ def check_placement(placement: Any, asked: str) -> None:
         )
 
 
-def _check_not_alone(model: keras.Model) -> None:
+def _check_not_alone() -> None:
     """Looks at a training without a placement in a process that has one, which it would go by only if it were given it.
 
     Raises:
         PlacementError: where the process is one of several workers, which would each train for themselves.
     """
-    asked = f"Training the model {model.name!r} without a placement."
+    asked = "Training a model without a placement."
     if _process.cluster is not None and _process.cluster.size > 1:
         raise PlacementError(
             asked,
@@ -433,9 +433,9 @@ def running(placement: Placement | None, model: keras.Model) -> Iterator[Any]:
             a strategy of tf.distribute, which the placement isn't in; and without a placement in one of several workers.
         DataError: when several workers come to take a step of different rows.
     """
-    check_placement(placement, f"Running the model {model.name!r}.")
+    check_placement(placement, "Running a model.")
     if placement is None:
-        _check_not_alone(model)
+        _check_not_alone()
         yield None
         return
     strategy = placement._strategy()
