@@ -224,6 +224,11 @@ ROWS: dict[str, Callable[[Any], Arrays]] = {
     **{f"rates per layer, {name}": optimizer(name) for name in ("sgd", "adam", "adamw", "lion", "rmsprop", "nadam")},
     "BatchNorm frozen": lambda placement: trained(placement, plan_of(), make=lambda: network(norm=True)),
     "BatchNorm adapting": lambda placement: trained(placement, plan_of().batch_norm("adapt"), make=lambda: network(norm=True)),
+    "BatchNorm adapting, last batches of 2 and 5 rows": lambda placement: [
+        array
+        for count in (34, 37)
+        for array in trained(placement, plan_of().batch_norm("adapt"), rows_of(count), make=lambda: network(norm=True))
+    ],
     "dropout": lambda placement: trained(placement, plan_of(), make=lambda: network(dropout=True)),
     "mixup": lambda placement: trained(placement, plan_of().mixup(), rows_of(99)),
     "EMA": lambda placement: trained(placement, plan_of().ema(0.9), rows_of(99)),
@@ -339,7 +344,7 @@ def report(given: Any, outcomes: dict[str, Any], gone_on: dict[str, float]) -> N
             apart = [np.abs(reference[key] - one[key]).max() for one in found for key in keys if key in one]
             table[name][column] = float(max(apart)) if len(apart) == len(keys) * len(found) else float("nan")
         cells = "".join(f"{table[name][column]:12.1e}" for column in given.columns)
-        print(f"{name:40}{table[name]['largest']:8.2f}{cells}")
+        print(f"{name:50}{table[name]['largest']:8.2f}{cells}")
     print(f"stopped twice, by {', '.join(given.chain)}: {gone_on}")
     versions = {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__}
     seconds = {column: round(outcome[1], 1) for column, outcome in outcomes.items()}

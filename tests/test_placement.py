@@ -16,6 +16,7 @@ import pytest
 import transferkit as tk
 from transferkit import errors
 from transferkit._keras import keras, tf
+from transferkit.building.replicas import _Shares
 from transferkit.placement import is_chief, running
 from transferkit.tuning.differences import check_batch, differences
 from transferkit.tuning.phases import resolve
@@ -34,12 +35,27 @@ def table(folder: Path, *arguments: str) -> dict[str, dict[str, float]]:
 
 
 def test_two_devices_and_two_workers_give_the_weights_of_one_device(tmp_path: Path) -> None:
-    rows = ["accumulation", "clipped", "adapting", "cached", "read when"]
+    rows = ["accumulation", "clipped", "adapting,", "cached", "read when"]
     found = table(tmp_path, "--columns", "one", "mirrored2", "workers2", "--rows", *rows)
     assert len(found) == len(rows)
     for name, row in found.items():
         assert row["largest"] > 0.1, name
         assert max(row["mirrored2"], row["workers2"]) < 2e-5 * max(1.0, row["largest"]), (name, row)
+
+
+@pytest.mark.parametrize(("rows", "replicas"), [(7, 3), (8, 4), (2, 4), (1, 2), (5, 4), (4, 1)])
+def test_each_row_counts_once_and_has_the_same_part_in_what_is_exchanged(rows: int, replicas: int) -> None:
+    shares = _Shares.of(tf.constant(rows), replicas)
+    places = [shares.places(replica).numpy().tolist() for replica in range(replicas)]
+    taken = [place for part in places for place in part]
+    assert taken[:rows] == list(range(rows))
+    assert len({taken.count(row) for row in range(rows)}) == 1
+    assert max(map(len, places)) - min(map(len, places)) <= 1
+    assert shares.starts.numpy().tolist() == [sum(map(len, places[:replica])) for replica in range(replicas)]
+    assert sum(float(shares.part(replica, "float32")) for replica in range(replicas)) == pytest.approx(1)
+    padded = shares.padded(tf.ones((rows, 2))).numpy()
+    assert padded.shape == (len(taken), 2)
+    assert padded.sum() == 2 * rows
 
 
 @pytest.mark.slow

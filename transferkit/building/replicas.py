@@ -31,40 +31,45 @@ __all__ = ["Backward", "Pass", "Replicas", "bytes_of_all", "gathered_rows", "of_
 
 @dataclass(frozen=True)
 class _Shares:
-    """Which rows of a batch each replica has: as many as any other, the last fewer.
+    """Which rows of a batch each replica has: as many as any other, the first ones one more where they don't come out even.
 
-    A replica for which there is no row left takes the last one once more, because layers aren't made for none; what comes of it
-    is dropped.
+    Where there are fewer rows than replicas, each takes all of them, because layers aren't made for none, and what comes of them
+    counts from the first replica alone. So every row has the same part in what layers exchange, as in the statistics of a batch.
 
     Args:
         rows: How many the batch has.
         lengths: How many rows each replica takes.
+        firsts: Where each one's begin in the batch.
         starts: Where each one's are, when all are put one after the other.
-        each: How many a replica has where there are enough.
+        own: How many of each one's rows count.
     """
 
     rows: Any
     lengths: Any
+    firsts: Any
     starts: Any
-    each: Any
+    own: Any
 
     @classmethod
     def of(cls, rows: Any, replicas: int) -> _Shares:
-        each = (rows + replicas - 1) // replicas
-        lengths = tf.clip_by_value(rows - tf.range(replicas) * each, 1, each)
-        return cls(rows, lengths, tf.cumsum(lengths, exclusive=True), each)
+        numbers = tf.range(replicas)
+        even = rows // replicas + tf.cast(numbers < rows % replicas, "int32")
+        few = rows < replicas
+        lengths = tf.where(few, rows, even)
+        firsts = tf.where(few, 0, tf.cumsum(even, exclusive=True))
+        own = tf.where(few, tf.where(numbers == 0, rows, 0), even)
+        return cls(rows, lengths, firsts, tf.cumsum(lengths, exclusive=True), own)
 
     def places(self, replica: Any) -> Any:
         """The numbers of a replica's rows in the batch."""
-        return tf.minimum(replica * self.each, self.rows - 1) + tf.range(self.lengths[replica])
+        return self.firsts[replica] + tf.range(self.lengths[replica])
 
     def part(self, replica: Any, dtype: Any) -> Any:
-        """Which part of the batch's rows it has, 0 where it only repeats one."""
-        own = tf.clip_by_value(self.rows - replica * self.each, 0, self.each)
-        return tf.cast(own, dtype) / tf.cast(self.rows, dtype)
+        """Which part of the batch's rows it has, 0 where its rows count from another."""
+        return tf.cast(self.own[replica], dtype) / tf.cast(self.rows, dtype)
 
     def padded(self, part: Any) -> Any:
-        """Something of each row with zeros for those that are repeated."""
+        """Something of each row, with zeros for those that don't count."""
         if part is None:
             return None
         spare = tf.reduce_sum(self.lengths) - self.rows
