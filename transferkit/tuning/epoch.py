@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ __all__ = ["Rows", "Steps", "batch_hooks", "class_weights", "rows_of_features", 
 _TURN_SECONDS = 0.5
 #: How much of the rows is gathered at once, and for how many steps at most.
 _BYTES_AT_ONCE, _MOST_AT_ONCE = 4 << 20, 32
+#: From so many full batches on an epoch whose last batch isn't full has two graphs, one of them for batches of a known size.
+_WORTH_TWO = 512
 
 
 @dataclass(frozen=True)
@@ -147,25 +149,37 @@ class Steps:
 
     def _run(self, train: bool, rows: Rows, order: np.ndarray[Any, Any], epoch: int, start: int, stop: int | None) -> Any:
         self.prepare(rows)
-        stop = self.count(len(order)) if stop is None else stop
+        count = self.count(len(order))
+        stop = count if stop is None else stop
         labels = tf.constant(order, tf.int64)
         places = labels if rows.index is None else tf.constant(rows.index(order, epoch), tf.int64)
-        function = self._function(train, rows)
         parts = ((rows.x, rows.y, rows.sample_weight), labels, places, tf.constant(epoch))
-        if not self._alone:
-            return function(*parts, tf.constant(start), tf.constant(stop))
         logs: Any = {}
-        for step in range(start, stop):
-            logs = function(*parts, tf.constant(step))
+        if self._alone:
+            function = self._function(train, rows, full=False)
+            for step in range(start, stop):
+                logs = function(*parts, tf.constant(step))
+            return logs
+        for full, first, last in self._spans(len(order)):
+            first, last = max(start, first), min(stop, last)
+            if first < last or not stop:  # without a step it is only compiled
+                logs = self._function(train, rows, full=full)(*parts, tf.constant(first), tf.constant(last))
         return logs
 
-    def _function(self, train: bool, rows: Rows) -> Any:
-        key = (train, rows.read, rows.augment)
+    def _spans(self, rows: int) -> list[tuple[bool, int, int]]:
+        """The steps of an epoch that one graph takes: whether all its batches are full, the first step and one past the last."""
+        full, count = rows // self.batch_size, self.count(rows)
+        if full == count:
+            return [(True, 0, count)]
+        return [(True, 0, full), (False, full, count)] if full >= _WORTH_TWO else [(False, 0, count)]
+
+    def _function(self, train: bool, rows: Rows, *, full: bool) -> Any:
+        key = (train, full, rows.read, rows.augment)
         if key not in self._compiled_for:
-            self._compiled_for[key] = self._compiled(self.model.train_step if train else self.model.test_step, rows, train)
+            self._compiled_for[key] = self._compiled(self.model.train_step if train else self.model.test_step, rows, train, full)
         return self._compiled_for[key]
 
-    def _compiled(self, step: Callable[[Any], Any], rows: Rows, train: bool) -> Any:
+    def _compiled(self, step: Callable[[Any], Any], rows: Rows, train: bool, full: bool) -> Any:
         size, model = self.batch_size, self.model
         augment = rows.augment if train else None
         # AutoGraph stays off, as in fit: the user's step runs as it was written.
@@ -183,25 +197,38 @@ class Steps:
         at_once = _steps_at_once(rows, size)
 
         def run(parts: Any, labels: Any, places: Any, epoch: Any, start: Any, stop: Any) -> Any:
+            def gathered(first: Any) -> Any:
+                cut = slice(first * size, tf.minimum(first + at_once, stop) * size)
+                return _batch(rows, parts, labels[cut], places[cut])
+
             # Rows are gathered for some steps together and then cut, which copies nothing: to gather a batch two threads meet,
-            # and that takes longer than what they do.
-            def some(first: Any) -> Any:
+            # and that takes longer than what they do. While steps are taken the rows for the next are gathered.
+            def some(first: Any, *held: Any) -> Any:
                 last = tf.minimum(first + at_once, stop)
-                cut = slice(first * size, last * size)
-                held = _batch(rows, parts, labels[cut], places[cut])
 
                 def body(index: Any) -> Any:
-                    cut = slice((index - first) * size, (index - first + 1) * size)
-                    x, y, weight = (
-                        None if part is None else tf.nest.map_structure(lambda all_: all_[cut], part) for part in held
-                    )
-                    take(x, y, weight, epoch, index)
+                    place = (index - first) * size
+                    batches = [leaf[place : place + size] for leaf in held]
+                    if full:  # what depends on the number of rows is then worked out beforehand
+                        for batch in batches:
+                            batch.set_shape((size, *batch.shape[1:]))
+                    take(*_packed(layout, batches), epoch, index)
                     return (index + 1,)
 
+                following = _leaves(gathered(last))
                 tf.while_loop(lambda index: index < last, body, (first,), parallel_iterations=1)
-                return (last,)
+                return last, *following
 
-            tf.while_loop(lambda first: first < stop, some, (start,), parallel_iterations=1)
+            layout = gathered(start)
+            leaves = _leaves(layout)
+            shapes = [tf.TensorShape((None, *leaf.shape[1:])) for leaf in leaves]
+            tf.while_loop(
+                lambda first, *_: first < stop,
+                some,
+                (start, *leaves),
+                shape_invariants=(start.shape, *shapes),
+                parallel_iterations=1,
+            )
             return model.get_metrics_result()
 
         chosen = turn if self._alone else run
@@ -210,9 +237,19 @@ class Steps:
 
 def _steps_at_once(rows: Rows, size: int) -> int:
     """For how many steps rows are gathered together: what the processor's caches hold."""
-    leaves = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten((rows.x, rows.y, rows.sample_weight)) if leaf is not None]
+    leaves = [tf.convert_to_tensor(leaf) for leaf in _leaves((rows.x, rows.y, rows.sample_weight))]
     nbytes: int = sum(math.prod(leaf.shape[1:]) * np.dtype(leaf.dtype.as_numpy_dtype).itemsize for leaf in leaves)
     return max(1, min(_MOST_AT_ONCE, _BYTES_AT_ONCE // max(1, size * nbytes)))
+
+
+def _leaves(structure: Any) -> list[Any]:
+    return [leaf for leaf in tf.nest.flatten(structure) if leaf is not None]
+
+
+def _packed(structure: Any, leaves: Sequence[Any]) -> Any:
+    """The leaves in the places of those that `_leaves` gave."""
+    given = iter(leaves)
+    return tf.nest.map_structure(lambda leaf: None if leaf is None else next(given), structure)
 
 
 def _batch(rows: Rows, parts: Any, labels: Any, places: Any) -> tuple[Any, Any, Any]:
