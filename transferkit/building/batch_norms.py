@@ -17,7 +17,7 @@ import numpy as np
 from transferkit._keras import keras, tf
 from transferkit.building.graph import Call, Spec
 
-__all__ = ["apply_norm", "norm_constants", "simple_norms"]
+__all__ = ["apply_norm", "is_kerass", "norm_constants", "simple_norms"]
 
 Shape: TypeAlias = tuple[int | None, ...]
 
@@ -32,7 +32,7 @@ def simple_norms(calls: Iterable[Call], specs: dict[int, Spec], *, loud: frozens
     None where a mask may be about, which only Keras's own call hands on.
     """
     calls = tuple(calls)
-    if not all(_is_kerass(call) for call in calls):
+    if not all(is_kerass(call) for call in calls):
         return {}
     found = {}
     for index, call in enumerate(calls):
@@ -45,7 +45,8 @@ def simple_norms(calls: Iterable[Call], specs: dict[int, Spec], *, loud: frozens
     return found if found and _formula_holds() else {}
 
 
-def _is_kerass(call: Call) -> bool:
+def is_kerass(call: Call) -> bool:
+    """Whether the call runs no code of the user's, and no mask comes of it."""
     operation = call.operation
     if isinstance(operation, (keras.layers.Masking, keras.layers.Lambda)) or getattr(operation, "mask_zero", False):
         return False

@@ -66,10 +66,10 @@ class Call:
     takes_training: bool = False
     heard: bool = False
 
-    @property
+    @functools.cached_property
     def inputs(self) -> tuple[int, ...]:
         """The numbers of the tensors it reads, without repeats."""
-        leaves = tf.nest.flatten((self.args, self.kwargs))
+        leaves = keras.tree.flatten((self.args, self.kwargs))
         return tuple(dict.fromkeys(leaf.tensor for leaf in leaves if isinstance(leaf, Ref)))
 
     @property
@@ -145,19 +145,20 @@ def _key(leaf: Any) -> bool:
 
 def _known_spec(operation: Any, leaves: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What the operation gave when the model was made, where it was given the like; working it out anew costs a trace."""
-    plain = len(tf.nest.flatten(args)) == len(leaves) and not (kwargs.keys() - {"training"})
+    said = {name for name, value in kwargs.items() if value is not None}
+    plain = len(keras.tree.flatten(args)) == len(leaves) and said <= {"training"}
     if not plain or isinstance(operation, keras.Model):
         return None
     try:
-        before, spec = tf.nest.flatten(operation.input), operation.output
+        before, spec = keras.tree.flatten(operation.input), operation.output
     except (AttributeError, ValueError):
         return None
     if [(leaf.shape, leaf.dtype) for leaf in leaves] != [(leaf.shape, leaf.dtype) for leaf in before]:
         return None
-    if any(getattr(leaf, name, False) for leaf in tf.nest.flatten(spec) for name in ("sparse", "ragged")):
+    if any(getattr(leaf, name, False) for leaf in keras.tree.flatten(spec) for name in ("sparse", "ragged")):
         return None
     # New ones: a tensor remembers the call it came from, and those of the model are the model's.
-    return tf.nest.map_structure(lambda leaf: keras.KerasTensor(leaf.shape, leaf.dtype), spec)
+    return keras.tree.map_structure(lambda leaf: keras.KerasTensor(leaf.shape, leaf.dtype), spec)
 
 
 class _Tracer:
@@ -182,24 +183,24 @@ class _Tracer:
         placeholder = _Placeholder()
 
         def on_call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-            leaves = [leaf for leaf in tf.nest.flatten((args, kwargs)) if _key(leaf)]
+            leaves = [leaf for leaf in keras.tree.flatten((args, kwargs)) if _key(leaf)]
             spec = _known_spec(operation, leaves, args, kwargs)
             if spec is None:
                 spec = operation.compute_output_spec(*args, **kwargs)
             placeholder.spec = spec
             outputs = placeholder(leaves)
-            alive.extend(tf.nest.flatten(outputs))
+            alive.extend(keras.tree.flatten(outputs))
             path = f"{prefix}{operation.name}"
 
             def as_ref(leaf: Any) -> Any:
                 return Ref(numbers[id(leaf)]) if _key(leaf) else leaf
 
-            ref_args, ref_kwargs = tf.nest.map_structure(as_ref, (args, kwargs))
+            ref_args, ref_kwargs = keras.tree.map_structure(as_ref, (args, kwargs))
             said = training if training is not None else kwargs.get("training")
             if self._opens(operation, args, kwargs):
                 made = self.run(operation, [numbers[id(leaf)] for leaf in leaves], f"{path}/", operation, said)
             else:
-                made = [self.new(leaf.shape, leaf.dtype, path) for leaf in tf.nest.flatten(outputs)]
+                made = [self.new(leaf.shape, leaf.dtype, path) for leaf in keras.tree.flatten(outputs)]
                 ref_kwargs.pop("training", None)
                 self.calls.append(
                     Call(
@@ -214,7 +215,7 @@ class _Tracer:
                         heard=isinstance(said, bool) and _author_is_heard(),
                     )
                 )
-            for leaf, number in zip(tf.nest.flatten(outputs), made, strict=True):
+            for leaf, number in zip(keras.tree.flatten(outputs), made, strict=True):
                 numbers[id(leaf)] = number
             return outputs
 
@@ -222,7 +223,7 @@ class _Tracer:
         tensors = [keras.Input(batch_shape=leaf.shape, dtype=leaf.dtype, name=f"{leaf.name}_seen") for leaf in view.inputs]
         for tensor, number in zip(tensors, inputs, strict=True):
             numbers[id(tensor)] = number
-        structured = tf.nest.pack_sequence_as(view.input, tensors)
+        structured = keras.tree.pack_sequence_as(view.input, tensors)
         clone = keras.models.clone_model(
             view, input_tensors=structured, clone_function=lambda operation: operation, call_function=on_call
         )
@@ -243,7 +244,12 @@ class _Tracer:
 
 
 def _takes_training(operation: Any) -> bool:
-    return isinstance(operation, keras.layers.Layer) and "training" in inspect.signature(operation.call).parameters
+    return isinstance(operation, keras.layers.Layer) and _knows_training(type(operation).call)
+
+
+@functools.lru_cache(maxsize=1024)
+def _knows_training(call: Any) -> bool:
+    return "training" in inspect.signature(call).parameters
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from transferkit._keras import keras, tf
-from transferkit.building.batch_norms import apply_norm, norm_constants, simple_norms
+from transferkit.building.batch_norms import apply_norm, is_kerass, norm_constants, simple_norms
 from transferkit.building.graph import NOISE, Call, Ref, Spec, is_functional
 
 __all__ = ["AttachMask", "GraphModel", "ReadMask", "as_declared", "flat_inputs", "run_call"]
@@ -72,9 +72,9 @@ class GraphModel(keras.Model):
         """Nothing to do: every layer was built with the model the graph comes from."""
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        return self._run(inputs, training, {})
+        return self._run(inputs, training, {}, frozenset())
 
-    def _run(self, inputs: Any, training: bool | None, constants: dict[int, tuple[Any, Any]]) -> Any:
+    def _run(self, inputs: Any, training: bool | None, constants: dict[int, tuple[Any, Any]], plain: frozenset[int]) -> Any:
         calls, wanted, masked, output_masks, quiet, loud = self._graph
         flat = flat_inputs(inputs, self._graph_inputs.value, self._graph_specs.value)
         tensors: dict[int, Any] = {}
@@ -86,6 +86,8 @@ class GraphModel(keras.Model):
         for index, call in enumerate(calls):
             if index in constants:
                 outputs = apply_norm(tensors[call.inputs[0]], constants[index])
+            elif index in plain:
+                outputs = call.operation.call(_values(call.args[0], tensors))
             else:
                 mode = False if index in quiet else True if index in loud else training
                 outputs = run_call(call, tensors, training=mode)
@@ -109,7 +111,8 @@ class GraphModel(keras.Model):
         calls, _, masked, _, _, loud = self._graph
         if self._function.value is None:
             norms = {} if masked else simple_norms(calls, self._all_specs.value, loud=loud)
-            self._function.value = norms, tf.function(lambda x, given: self._run(x, False, given), autograph=False)
+            plain = frozenset() if masked else _plain_calls(calls, self._all_specs.value)
+            self._function.value = norms, tf.function(lambda x, given: self._run(x, False, given, plain), autograph=False)
         norms, function = self._function.value
         constants = {index: norm_constants(calls[index].operation, shape) for index, shape in norms.items()}
         if like is not None:
@@ -207,13 +210,38 @@ def flat_inputs(inputs: Any, structure: Any, specs: dict[int, Spec]) -> list[Any
     return list(tf.nest.flatten(inputs))
 
 
+#: Layers that neither hold others nor know of training, which is most of a backbone.
+_PLAIN = tuple(
+    getattr(keras.layers, name)
+    for name in (
+        *("Conv1D", "Conv2D", "DepthwiseConv2D", "Dense", "ReLU", "Activation", "Add", "Concatenate", "Multiply", "Flatten"),
+        *("ZeroPadding2D", "Cropping2D", "AveragePooling2D", "MaxPooling2D", "GlobalAveragePooling2D", "GlobalMaxPooling2D"),
+    )
+)
+
+
+def _plain_calls(calls: Sequence[Call], specs: dict[int, Spec]) -> frozenset[int]:
+    """The calls in which calling the layer does no more than its `call`: no cast, no mask, no loss. Tracing that is faster."""
+    if not all(is_kerass(call) for call in calls):
+        return frozenset()
+    found = []
+    for index, call in enumerate(calls):
+        layer = call.operation
+        if type(layer) not in _PLAIN or len(call.args) != 1 or call.kwargs or layer.activity_regularizer is not None:
+            continue
+        dtypes = {layer.compute_dtype, layer.variable_dtype, *(specs[number].dtype for number in call.inputs)}
+        if dtypes == {"float32"} and getattr(layer, "quantization_mode", None) is None:
+            found.append(index)
+    return frozenset(found)
+
+
+def _values(structure: Any, tensors: dict[int, Any]) -> Any:
+    return tf.nest.map_structure(lambda leaf: tensors[leaf.tensor] if isinstance(leaf, Ref) else leaf, structure)
+
+
 def run_call(call: Call, tensors: dict[int, Any], *, training: bool | None) -> Any:
     """Runs one call on the tensors by number; `training` goes to the layer as a functional model hands it on."""
-
-    def value(leaf: Any) -> Any:
-        return tensors[leaf.tensor] if isinstance(leaf, Ref) else leaf
-
-    args, kwargs = tf.nest.map_structure(value, (call.args, call.kwargs))
+    args, kwargs = _values((call.args, call.kwargs), tensors)
     if call.takes_training:
         if training is None or call.heard:
             training = call.training
