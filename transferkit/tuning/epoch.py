@@ -212,7 +212,8 @@ class Steps:
                     if full:  # what depends on the number of rows is then worked out beforehand
                         for batch in batches:
                             batch.set_shape((size, *batch.shape[1:]))
-                    take(*_packed(layout, batches), epoch, index)
+                    x, y, weight = _packed(layout, batches)
+                    take(x, y, weight, epoch, index)
                     return (index + 1,)
 
                 following = _leaves(gathered(last))

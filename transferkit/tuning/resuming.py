@@ -198,11 +198,13 @@ class Session(Watch):
                 f"{'; '.join(elsewhere)}. To the bit it ends the same only with what it was begun with."
             )
 
-    def finished(self, model: Any, plans: Sequence[PhasePlan], compile_with: Callable[[Any], Any], optimizer: Any) -> Run | None:
+    def finished(
+        self, model: Any, plans: Sequence[PhasePlan], compile_with: Callable[[Any], Any], make_optimizer: Callable[[], Any]
+    ) -> Run | None:
         """The result of a run that is finished, whose weights the model then has; else None."""
         if self._found is None or "finished" not in self._found.state:
             return None
-        state, arrays = self._found.state, self._found.arrays
+        state, arrays, optimizer = self._found.state, self._found.arrays, make_optimizer()
         _assign(_named("model", model.variables), arrays)
         for row in plans[-1].layers:
             row.layer.trainable = row.trained

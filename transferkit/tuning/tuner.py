@@ -380,7 +380,7 @@ class FineTuner(TuningSteps):
             )
             check_alike({**marks, "checkpoint": watch.begins_at}, batch, strategy)
             watch.check(marks)
-        finished = watch.finished(model, plans, lambda optimizer: compile_as_given(model, job, optimizer), self.make_optimizer())
+        finished = watch.finished(model, plans, lambda optimizer: compile_as_given(model, job, optimizer), self.make_optimizer)
         if finished is not None:
             spread_seeds(model, strategy)
             return finished
