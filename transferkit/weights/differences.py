@@ -88,7 +88,7 @@ def _plain(value: Any) -> Any:
     """A setting so that versions of Keras word it alike."""
     if value is None or isinstance(value, (str, int, float)):
         return value
-    if isinstance(value, Mapping):
+    if isinstance(value, (dict, Mapping)):
         inner = value.get("config")
         return _plain(inner.get("name", value.get("class_name")) if isinstance(inner, Mapping) else inner)
     if isinstance(value, (list, tuple)):

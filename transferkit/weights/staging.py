@@ -196,14 +196,18 @@ class Staged:
                 plain.append((slot, pair, found))
             else:
                 told[slot.name] = found
-        plain.sort(key=lambda item: item[2].nbytes)
-        room, kept = self._room, []
-        for _, _, stretch in plain:
-            kept.append(stretch.nbytes <= room and (self._keeps_all or stretch.nbytes < _LARGE))
-            room -= stretch.nbytes if kept[-1] else 0
-        small = sum(keep and stretch.nbytes <= SMALL for keep, (*_, stretch) in zip(kept, plain, strict=True))
+        plain.sort(key=lambda item: item[0].nbytes)
+        room, small = self._room, 0
+        kept: list[bool] = []
+        for slot, _, _ in plain:
+            nbytes = slot.nbytes
+            kept.append(nbytes <= room and (self._keeps_all or nbytes < _LARGE))
+            if kept[-1]:
+                room -= nbytes
+                small += nbytes <= SMALL
         stretches = [stretch for *_, stretch in plain]
-        looks = [*gather(stretches[:small]), *look_over(stretches[small:], kept[small:])]
+        looks: list[Looked] = []
+        looks.extend(look_over(stretches[small:], kept[small:], lambda: looks.extend(gather(stretches[:small]))))
         for (slot, pair, stretch), looked in zip(plain, looks, strict=True):
             told[slot.name] = self._looked_at(slot, pair, stretch, looked)
         return [told[name] for name in self.slots]

@@ -56,11 +56,16 @@ class Slot:
         """The bytes of its values."""
         return self.size * self.dtype.itemsize
 
-    @functools.cached_property
+    @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype in which its values are kept."""
-        dtype: np.dtype[Any] = np.dtype(keras.backend.standardize_dtype(self.variable.dtype))
-        return dtype
+        return _dtype_of(self.variable.dtype)
+
+
+@functools.lru_cache(64)
+def _dtype_of(dtype: Any) -> np.dtype[Any]:
+    found: np.dtype[Any] = np.dtype(keras.backend.standardize_dtype(dtype))
+    return found
 
 
 def leaf_layers_of(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -81,15 +86,20 @@ def _held(layer: Any) -> list[Any]:
 
     def look(values: Iterable[Any], depth: int) -> None:
         for value in values:
-            if isinstance(value, keras.Layer):
+            nature = _nature(type(value))
+            if nature is keras.Layer:
                 found.append(value)
-            elif depth and isinstance(value, (list, tuple)):
-                look(value, depth - 1)
-            elif depth and isinstance(value, dict):
-                look(value.values(), depth - 1)
+            elif nature is not None and depth and value:
+                look(value.values() if nature is dict else value, depth - 1)
 
-    look([value for value in vars(layer).values() if isinstance(value, (keras.Layer, list, tuple, dict))], 3)
+    look(list(vars(layer).values()), 3)
     return found
+
+
+@functools.lru_cache(1024)
+def _nature(kind: type) -> type | None:
+    """Of which of the kinds that are looked into a class is; remembered, because a layer has dozens of attributes."""
+    return next((base for base in (keras.Layer, list, tuple, dict) if issubclass(kind, base)), None)
 
 
 def _all_its_own(layer: Any, weights: Sequence[Any]) -> bool:
@@ -125,8 +135,9 @@ def _owned(layer: Any, weights: Sequence[Any], inside: str, found: dict[int, _Ow
         used[held.name] = count + 1
         name = held.name if not count else f"{held.name}_{count}"
         _owned(held, its, f"{inside}{name}/", found, seen)
+    mine = _Owned(layer, inside)
     for variable in weights:
-        found.setdefault(id(variable), _Owned(layer, inside))
+        found.setdefault(id(variable), mine)
 
 
 def slots_of(model: Any) -> list[Slot]:

@@ -174,14 +174,15 @@ class Archive:
 
 
 def _configured(node: Any, prefix: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    own = node.get("config") if isinstance(node, Mapping) else None
+    own = node.get("config") if isinstance(node, (dict, Mapping)) else None  # a dict is told much sooner than a Mapping
     # Keras 1 and 2 kept a Sequential's configuration as a bare list.
-    listed = own.get("layers") if isinstance(own, Mapping) else own
-    for layer in listed if isinstance(listed, Sequence) and not isinstance(listed, str) else ():
-        inner = layer.get("config") if isinstance(layer, Mapping) else None
-        name = (inner.get("name") if isinstance(inner, Mapping) else None) or (
-            layer.get("name") if isinstance(layer, Mapping) else None
-        )
+    listed = own.get("layers") if isinstance(own, (dict, Mapping)) else own
+    for layer in listed if isinstance(listed, (list, Sequence)) and not isinstance(listed, str) else ():
+        if not isinstance(layer, (dict, Mapping)):
+            continue
+        inner = layer.get("config")
+        told = isinstance(inner, (dict, Mapping))
+        name = (inner.get("name") if told else None) or layer.get("name")
         if isinstance(name, str) and isinstance(layer.get("class_name"), str):
-            yield f"{prefix}{name}", layer["class_name"], inner if isinstance(inner, Mapping) else {}
+            yield f"{prefix}{name}", layer["class_name"], inner if told else {}
             yield from _configured(layer, f"{prefix}{name}/")

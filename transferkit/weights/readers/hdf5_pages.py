@@ -7,10 +7,18 @@ Standard library only.
 from __future__ import annotations
 
 import mmap
+import sys
 
 from transferkit.weights.readers.source import Memory, Piece
 
 __all__ = ["Pages"]
+
+
+def _untouched(size: int) -> mmap.mmap:
+    """Memory that costs nothing until it is written to; private, for a page of shared memory takes longer to come."""
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 class Pages:
@@ -27,7 +35,7 @@ class Pages:
         if isinstance(piece, Memory):
             self.buffer, self._there = piece.view(0, piece.size), bytearray(b"\1") * count
         else:
-            self.buffer, self._there = memoryview(mmap.mmap(-1, piece.size)), bytearray(count)
+            self.buffer, self._there = memoryview(_untouched(piece.size)), bytearray(count)
 
     def need(self, offset: int, length: int) -> None:
         """Reads these bytes, as far as the file has them; what lies past its end is for the caller to notice."""
