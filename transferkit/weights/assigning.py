@@ -77,30 +77,26 @@ def assign_all(items: Sequence[Assignment]) -> None:
     try:
         with _uninterrupted():
             read: list[tuple[Assignment, np.ndarray[Any, Any]]] = []
-            rest: list[Assignment] = []
             for item in items:
+                if item.at_hand:
+                    if at_hand:
+                        old.append((item, _present(item.variable)))
+                    put.append(item.name)
+                    _assign(item, item.value() if item.own else _copied(item))
+                    continue
                 memory = scratch.own_memory(item) if item.stretch is not None and item.nbytes >= _LARGE else None
                 if memory is not None:
                     read.append((item, memory))
                 else:
-                    rest.append(item)
+                    put.append(item.name)
+                    _put_twice(item, None)
 
             def fill_share(share: Iterator[int]) -> None:
                 for i in share:
                     put.append(read[i][0].name)
                     _put_twice(*read[i])
 
-            def assign_the_rest() -> None:
-                for item in rest:
-                    if at_hand:
-                        old.append((item, _present(item.variable)))
-                    put.append(item.name)
-                    if item.at_hand:
-                        _assign(item, item.value() if item.own else _copied(item))
-                    else:
-                        _put_twice(item, None)
-
-            in_shares([item.nbytes for item, _ in read], fill_share, assign_the_rest)
+            in_shares([item.nbytes for item, _ in read], fill_share)
     except BaseException as error:
         if not isinstance(error, KeyboardInterrupt):
             for item, value in old:

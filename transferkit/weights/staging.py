@@ -206,8 +206,7 @@ class Staged:
                 room -= nbytes
                 small += nbytes <= SMALL
         stretches = [stretch for *_, stretch in plain]
-        looks: list[Looked] = []
-        looks.extend(look_over(stretches[small:], kept[small:], lambda: looks.extend(gather(stretches[:small]))))
+        looks = [*gather(stretches[:small]), *look_over(stretches[small:], kept[small:])]
         for (slot, pair, stretch), looked in zip(plain, looks, strict=True):
             told[slot.name] = self._looked_at(slot, pair, stretch, looked)
         return [told[name] for name in self.slots]

@@ -85,37 +85,29 @@ def side_by_side(sizes: Sequence[int]) -> tuple[np.ndarray[Any, Any], list[np.nd
     return raw, [raw[begin : begin + size] for begin, size in zip(ends, sizes, strict=False)]
 
 
-def in_shares(sizes: Sequence[int], work: Callable[[Iterator[int]], None], meanwhile: Callable[[], None] = lambda: None) -> None:
+def in_shares(sizes: Sequence[int], work: Callable[[Iterator[int]], None]) -> None:
     """Does work on items, by their numbers, in several threads: the largest first, each taken by whoever has time.
 
     Args:
         sizes: How much work each item is.
         work: Takes the numbers that fall to a thread, one after the other.
-        meanwhile: What this thread does before it takes its part.
     """
     todo = iter(sorted(range(len(sizes)), key=lambda i: -sizes[i]))
-    others = min(THREADS, len(sizes)) - 1
-    if others < 1:
-        meanwhile()
+    threads = min(THREADS, len(sizes))
+    if threads < 2:
         work(todo)
         return
-    with ThreadPoolExecutor(others) as pool:
-        started = [pool.submit(work, todo) for _ in range(others)]
-        meanwhile()
-        work(todo)
-        for done in started:
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(work, todo) for _ in range(threads)]:
             done.result()
 
 
-def look_over(
-    stretches: Sequence[Stretch], keep: Sequence[bool] = (), meanwhile: Callable[[], None] = lambda: None
-) -> list[Looked]:
+def look_over(stretches: Sequence[Stretch], keep: Sequence[bool] = ()) -> list[Looked]:
     """Reads arrays through: whether their values are finite, and as their file's own SHA-256 says.
 
     Args:
         stretches: Where the arrays lie.
         keep: Whether to keep each one's values; by default none's.
-        meanwhile: What this thread does while others have begun.
 
     Raises:
         WeightsFileError: when one can't be read, or doesn't match the SHA-256 its file keeps of it.
@@ -133,7 +125,7 @@ def look_over(
                 buffer = np.empty(needed, np.uint8)
             found[i] = _looked(stretches[i], buffer, room)
 
-    in_shares(sizes, take, meanwhile)
+    in_shares(sizes, take)
     return [found[i] for i in range(len(stretches))]
 
 

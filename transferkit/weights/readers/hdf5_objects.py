@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,36 +22,12 @@ UNDEFINED = 0xFFFFFFFFFFFFFFFF
 NEAR = 640  # bytes asked for at an address at once: they hold most objects whole, and every node of the usual size
 Message = tuple[int, int, int, int]  # kind, offset, length and flags
 # The kinds of messages that are looked at: shape, links, type, other files, place, filters, attributes and symbol table.
-_MOST_PATTERNS = 4
 _READ = frozenset({0x1, 0x2, 0x3, 0x6, 0x7, 0x8, 0xB, 0xC, 0x11, 0x15})
 
 _Q = struct.Struct("<Q")
 _QQ = struct.Struct("<QQ")
 _MESSAGE_V1 = struct.Struct("<HHB")
 _TREE = struct.Struct("<4sBBHQQ")
-
-
-@dataclass(frozen=True)
-class _Pattern:
-    """What the messages in a piece of a header are, told by their heads at once: most objects of a file have the same.
-
-    Args:
-        heads: Unpacks kind, length and flags of each message.
-        expected: What they are.
-        messages: Those that are looked at, each with its place from the beginning of the piece.
-    """
-
-    heads: struct.Struct
-    expected: tuple[int, ...]
-    messages: tuple[Message, ...]
-
-
-def _pattern(messages: Sequence[Message], begin: int) -> _Pattern:
-    return _Pattern(
-        struct.Struct("<" + "".join(f"HHB{3 + length}x" for _, _, length, _ in messages)),
-        tuple(number for kind, _, length, flags in messages for number in (kind, length, flags)),
-        tuple((kind, at - begin, length, flags) for kind, at, length, flags in messages if kind in _READ),
-    )
 
 
 class Objects:
@@ -76,7 +50,6 @@ class Objects:
         self.types: dict[bytes, tuple[np.dtype[Any] | None, str, int]] = {}
         self.heaps: dict[int, dict[int, tuple[int, int]]] = {}
         self.extents: list[tuple[int, int, str]] = []
-        self.patterns: dict[int, list[_Pattern]] = {}
 
     # -- accounting ---------------------------------------------------------------------------------------------------------
 
@@ -104,56 +77,41 @@ class Objects:
         if address >= self.size:
             raise DamageError(f"an object at {address}, past the end")
         self.need(address, NEAR)
+        found: list[Message] = []
         if buffer[address] == 1:
-            return self.header_v1(address)
+            size = struct.unpack_from("<I", buffer, address + 8)[0]
+            blocks = [(address + 16, size)]
+            visited = set()
+            unpack = _MESSAGE_V1.unpack_from
+            while blocks:
+                at, length = blocks.pop(0)
+                if at in visited:
+                    raise DamageError("an object header that continues in itself")
+                visited.add(at)
+                end = at + length
+                if end > self.size:
+                    raise DamageError(f"an object header at {at} reaches past the end")
+                self.remember(length)
+                if end > address + NEAR or at < address:
+                    self.need(at, length)
+                before = at
+                while at + 8 <= end:
+                    kind, length, flags = unpack(buffer, at)
+                    at += 8
+                    if at + length > end:
+                        raise DamageError(f"a message at {at} reaches past its header")
+                    if kind == 0x10:
+                        blocks.append(_QQ.unpack_from(buffer, at))
+                    elif kind in _READ:
+                        found.append((kind, at, length, flags))
+                    at += length
+                self.step(1 + (at - before) // 64)
+                if len(found) > self.most_steps:
+                    raise HostileError("more messages than the limit allows")
+            return found
         if bytes(buffer[address : address + 4]) != b"OHDR":
             raise DamageError(f"no object header at {address}")
         return self.header_v2(address)
-
-    def header_v1(self, address: int) -> list[Message]:
-        buffer = self.buffer
-        found: list[Message] = []
-        blocks = [(address + 16, struct.unpack_from("<I", buffer, address + 8)[0])]
-        visited = set()
-        while blocks:
-            begin, size = blocks.pop(0)
-            if begin in visited:
-                raise DamageError("an object header that continues in itself")
-            visited.add(begin)
-            end = begin + size
-            if end > self.size:
-                raise DamageError(f"an object header at {begin} reaches past the end")
-            self.remember(size)
-            if end > address + NEAR or begin < address:
-                self.need(begin, size)
-            self.step(1 + size // 64)
-            for pattern in self.patterns.get(size, ()):
-                if pattern.heads.unpack_from(buffer, begin) == pattern.expected:
-                    found += [(kind, begin + at, length, flags) for kind, at, length, flags in pattern.messages]
-                    break
-            else:
-                messages = self.messages_v1(begin, end)
-                blocks += [_QQ.unpack_from(buffer, at) for kind, at, _, _ in messages if kind == 0x10]
-                found += [message for message in messages if message[0] in _READ]
-            if len(found) > self.most_steps:
-                raise HostileError("more messages than the limit allows")
-        return found
-
-    def messages_v1(self, begin: int, end: int) -> list[Message]:
-        """The messages in one piece of a header, continuations and what nobody looks at included."""
-        found = []
-        at = begin
-        while at + 8 <= end:
-            kind, length, flags = _MESSAGE_V1.unpack_from(self.buffer, at)
-            at += 8
-            if at + length > end:
-                raise DamageError(f"a message at {at} reaches past its header")
-            found.append((kind, at, length, flags))
-            at += length
-        known = self.patterns.setdefault(end - begin, [])
-        if len(known) < _MOST_PATTERNS and len(found) < 64 and not any(kind == 0x10 for kind, *_ in found):
-            known.append(_pattern(found, begin))
-        return found
 
     def header_v2(self, address: int) -> list[Message]:
         buffer = self.buffer
