@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from hypothesis import strategies as st
 from transferkit.errors import WeightsFileError
 from transferkit.weights.readers import Limits, open_archive
 from transferkit.weights.readers.checks import DIGESTS, tensor_digest
-from transferkit.weights.readers.hdf5 import open_hdf5
+from transferkit.weights.readers.hdf5 import H5Tree, open_hdf5
 from transferkit.weights.readers.hdf5_format import parse
 from transferkit.weights.readers.hdf5_pages import Pages
+from transferkit.weights.readers.hdf5_values import H5Dataset
+from transferkit.weights.readers.legacy_h5 import read_legacy_h5
 from transferkit.weights.readers.source import Memory, Source
 from transferkit.weights.readers.tables import crc32c
 
@@ -485,3 +488,28 @@ def test_checkpoints_by_any_of_their_names(tmp_path: Path) -> None:
 def test_struct_is_little_endian_everywhere() -> None:
     # The readers build on this; on a big-endian machine NumPy's native order would differ from the file's.
     assert struct.pack("<I", 1) == b"\1\0\0\0"
+
+
+@pytest.mark.parametrize("scope", ["other/", "layer/", "layer_1/"])
+def test_a_layer_of_many_arrays_takes_no_more_steps_for_each(scope: str) -> None:
+    def steps(count: int) -> int:
+        weights = [f"{scope}w{i}" for i in range(count)]
+        datasets = {f"layer/{name}": H5Dataset(f"layer/{name}", (3,), np.dtype("f4"), offset=0) for name in weights}
+        groups: dict[str, dict[str, Any]] = {"": {"layer_names": ["layer"]}, "layer": {"weight_names": weights}}
+        tree = H5Tree(groups, {}, datasets, {}, lambda _: np.zeros(3, "f4"), lambda _: None, lambda: None)
+        taken = 0
+
+        def counted(_: Any, event: str, __: Any) -> None:
+            nonlocal taken
+            taken += event == "call"
+
+        before = sys.getprofile()
+        sys.setprofile(counted)
+        try:
+            archive = read_legacy_h5("file.h5", tree, limits=Limits())
+        finally:
+            sys.setprofile(before)
+        assert len(archive.arrays) == count
+        return taken
+
+    assert steps(600) < 2.2 * steps(300)

@@ -348,7 +348,8 @@ class Staged:
         return list(self.arranged.problems)
 
     def _notes(self) -> list[str]:
-        notes = differences(self.archive, list(leaf_layers_of(self.model)), self._layers_of_pairs())
+        leaves = list(leaf_layers_of(self.model))
+        notes = differences(self.archive, leaves, self._layers_of_pairs())
         if self.archive.metadata.get("stripped_prefix"):
             notes.append(f"the prefix {self.archive.metadata['stripped_prefix']!r} of every name was left out")
         if self.settings.layout == "torch":
@@ -359,7 +360,7 @@ class Staged:
                 f"the last layer {self._last_layer!r} takes the file's {self.sources[head[0].source].path!r}, matched by "
                 f"{head[0].how}: if its classes are other ones, give them with .classes(…) or .skip it"
             )
-        worded = [path for path, layer in leaf_layers_of(self.model) if hasattr(layer, "get_vocabulary")]
+        worded = [path for path, layer in leaves if hasattr(layer, "get_vocabulary")]
         if worded:
             notes.append(f"a vocabulary is no weight: {shorten(worded)} keep{'s' if len(worded) == 1 else ''} the model's own")
         if self.archive.optimizer_arrays:

@@ -19,11 +19,13 @@ import numpy as np
 from transferkit.weights.digest import Digest, blocks, digest_of
 from transferkit.weights.readers.archive import Stretch
 from transferkit.weights.readers.checks import another_digest, tensor_hash, verified
+from transferkit.weights.readers.source import Piece
 from transferkit.weights.values import surely_finite
 
 __all__ = ["ALIGNMENT", "Looked", "fill", "gather", "in_shares", "look_over", "side_by_side"]
 
 ALIGNMENT = 64  # of Eigen's vectors; TensorFlow copies what is aligned to less
+_GAP, _RUN = 4096, 1 << 20  # bytes that may lie between small arrays which are read at once, and bytes of all of them
 THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -60,8 +62,7 @@ def gather(stretches: Sequence[Stretch]) -> list[Looked]:
     for dtype, members in by_dtype.items():
         raw, slots = side_by_side([stretches[i].nbytes for i in members])
         raw[:] = 0  # what is between the arrays is looked at with them
-        for i, slot in zip(members, slots, strict=True):
-            stretches[i].read_into(slot.data)
+        _read_together([stretches[i] for i in members], slots)
         finite = surely_finite(raw.view(dtype))
         for i, slot in zip(members, slots, strict=True):
             stretch = stretches[i]
@@ -70,6 +71,31 @@ def gather(stretches: Sequence[Stretch]) -> list[Looked]:
                 verified(stretch.piece.path, stretch.name, values, stretch.sha256)
             found[i] = Looked(finite or surely_finite(values.reshape(-1)), digest_of(values), content=values)
     return [found[i] for i in range(len(stretches))]
+
+
+def _read_together(stretches: Sequence[Stretch], slots: Sequence[np.ndarray[Any, Any]]) -> None:
+    """Reads small arrays, those that lie close together in the file at once: asking for each costs more than its bytes."""
+    runs: list[list[int]] = []
+    begin = end = 0
+    last: Piece | None = None
+    for i in sorted(range(len(stretches)), key=lambda i: (id(stretches[i].piece), stretches[i].offset)):
+        stretch = stretches[i]
+        if stretch.piece is not last or stretch.offset > end + _GAP or stretch.offset - begin > _RUN:
+            runs.append([])
+            begin = end = stretch.offset
+            last = stretch.piece
+        runs[-1].append(i)
+        end = max(end, stretch.offset + stretch.nbytes)
+    for run in runs:
+        first = stretches[run[0]]
+        if len(run) == 1:
+            first.read_into(slots[run[0]].data)
+            continue
+        length = max(stretches[i].offset + stretches[i].nbytes for i in run) - first.offset
+        together = first.piece.view(first.offset, length, f"{first.name!r} and what follows it")
+        for i in run:
+            offset = stretches[i].offset - first.offset
+            slots[i].data[:] = together[offset : offset + slots[i].size]
 
 
 def side_by_side(sizes: Sequence[int]) -> tuple[np.ndarray[Any, Any], list[np.ndarray[Any, Any]]]:
