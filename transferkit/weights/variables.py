@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,9 +97,9 @@ def _held(layer: Any) -> list[Any]:
 
 
 @functools.lru_cache(1024)
-def _nature(kind: type) -> type | None:
+def _nature(kind: Hashable) -> type | None:
     """Of which of the kinds that are looked into a class is; remembered, because a layer has dozens of attributes."""
-    return next((base for base in (keras.Layer, list, tuple, dict) if issubclass(kind, base)), None)
+    return next((base for base in (keras.Layer, list, tuple, dict) if isinstance(kind, type) and issubclass(kind, base)), None)
 
 
 def _all_its_own(layer: Any, weights: Sequence[Any]) -> bool:

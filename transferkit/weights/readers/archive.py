@@ -180,9 +180,9 @@ def _configured(node: Any, prefix: str) -> Iterator[tuple[str, str, Mapping[str,
     for layer in listed if isinstance(listed, (list, Sequence)) and not isinstance(listed, str) else ():
         if not isinstance(layer, (dict, Mapping)):
             continue
-        inner = layer.get("config")
-        told = isinstance(inner, (dict, Mapping))
-        name = (inner.get("name") if told else None) or layer.get("name")
+        said = layer.get("config")
+        inner: Mapping[str, Any] = said if isinstance(said, (dict, Mapping)) else {}
+        name = inner.get("name") or layer.get("name")
         if isinstance(name, str) and isinstance(layer.get("class_name"), str):
-            yield f"{prefix}{name}", layer["class_name"], inner if told else {}
+            yield f"{prefix}{name}", layer["class_name"], inner
             yield from _configured(layer, f"{prefix}{name}/")
