@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,10 +96,13 @@ def _held(layer: Any) -> list[Any]:
     return found
 
 
-@functools.lru_cache(1024)
-def _nature(kind: Hashable) -> type | None:
-    """Of which of the kinds that are looked into a class is; remembered, because a layer has dozens of attributes."""
-    return next((base for base in (keras.Layer, list, tuple, dict) if isinstance(kind, type) and issubclass(kind, base)), None)
+def _nature_of(kind: type) -> type | None:
+    """Of which of the kinds that are looked into a class is."""
+    return next((base for base in (keras.Layer, list, tuple, dict) if issubclass(kind, base)), None)
+
+
+# Remembered, because a layer has dozens of attributes.
+_nature: Callable[[type], type | None] = functools.lru_cache(1024)(_nature_of)
 
 
 def _all_its_own(layer: Any, weights: Sequence[Any]) -> bool:
