@@ -285,6 +285,10 @@ def test_pixels_that_were_divided_twice_are_said() -> None:
         run = plan.fit(model, (pixels / 255, y), seed=0, verbose=0)
     assert any("nearly one grey" in note for note in run.notes)
     assert not any("nearly one grey" in note for note in plan.fit(model, (pixels, y), seed=0, verbose=0).notes)
+    with pytest.warns(UserWarning, match="Validation data: The pixels go from"):
+        plan.fit(model, (pixels, y), validation_data=(pixels / 255, y), seed=0, verbose=0)
+    with pytest.warns(UserWarning, match="nearly one grey"):
+        tk.Evaluator("accuracy").run(model, (pixels / 255, y))
 
 
 def test_classes_without_a_row_or_a_name() -> None:

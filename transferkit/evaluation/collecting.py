@@ -8,6 +8,7 @@ The loss is computed inside the compiled step, as Keras computes it when it eval
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,13 @@ from numpy.typing import NDArray
 from transferkit._keras import keras, tf
 from transferkit.building.heads import check_class_names, heads_of
 from transferkit.building.replicas import Replicas
+from transferkit.building.scaling import unscaled
 from transferkit.data import Batch, batches, is_arrays
 from transferkit.errors import DataError, EvaluationError
-from transferkit.evaluation.rows import FloatArray, Rows
+from transferkit.evaluation.rows import FloatArray
 from transferkit.tasks import Task, task_of
 
-__all__ = ["Collected", "collect", "inputs_of"]
+__all__ = ["Collected", "collect"]
 
 
 @dataclass(frozen=True)
@@ -353,6 +355,8 @@ class _Pass:
         y = _label_array(_part(batch.y, self.head, what="labels"), self.asked)
         if not self.outputs:
             self._check_shapes(batch.x)
+            if flat := unscaled(self.model, batch.x):
+                warnings.warn(flat, stacklevel=4)
         _finite_inputs(batch.x, self.rows, self.asked)
         if not self.outputs and self.loss is None:
             self.choose_loss(y)
@@ -458,49 +462,3 @@ def _finite_inputs(x: Any, before: int, asked: str) -> None:
             cause="missing values, or a division by zero in the preprocessing",
             fix="fill or drop these rows: layers such as ReLU and max pooling hide NaN and give wrong predictions in silence",
         )
-
-
-def inputs_of(data: Any, index: NDArray[np.int64], rows: Rows, *, output: str = "") -> Any:
-    """The inputs of chosen rows, after checking that the data comes in the order in which it was evaluated.
-
-    Args:
-        data: What was evaluated.
-        index: The rows wanted.
-        rows: What was collected from it.
-        output: The output that was judged.
-
-    Returns:
-        Inputs as the data has them, an array or a structure of arrays, in the order of `index`.
-
-    Raises:
-        DataError: when a label isn't the one that was evaluated in its place.
-    """
-    asked = "Fetching the inputs of rows."
-    wanted = {int(row): place for place, row in enumerate(index)}
-    found: list[Any] = [None] * len(index)
-    at = 0
-    for batch in batches(data, batch_size=256):
-        if batch.y is None:
-            raise DataError(asked, found="data without labels", fix="give the data that was evaluated, with its labels")
-        y = batch.y[output] if output and isinstance(batch.y, dict) else batch.y
-        labels = np.asarray(tf.nest.flatten(y)[0])
-        n = len(labels)
-        if labels.ndim == 2 and labels.shape[1] > 1 and rows.kind == "multiclass":
-            labels = labels.argmax(axis=1)
-        known = rows.labels[at : at + n].reshape(-1)
-        if labels.size != known.size or not np.allclose(labels.reshape(-1), known):
-            raise DataError(
-                asked,
-                found=f"other labels than were evaluated, within rows {at} to {at + n - 1}",
-                cause="the data is shuffled anew each time it is gone over, or is other data",
-                fix="turn shuffling off, or take the inputs from arrays",
-            )
-        for row in range(at, at + n):
-            if row in wanted:
-                found[wanted[row]] = tf.nest.map_structure(lambda array, i=row - at: np.asarray(array)[i], batch.x)
-        at += n
-    if at != len(rows):
-        raise DataError(asked, found=f"{at} rows, where {len(rows)} were evaluated", fix="give the data that was evaluated")
-    if not found:
-        return None
-    return tf.nest.map_structure(lambda *parts: np.stack(parts), *found)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from transferkit._table import Table, Tabular
 from transferkit.errors import EvaluationError, did_you_mean
 from transferkit.evaluation.calibration import Reliability, reliability
-from transferkit.evaluation.collecting import inputs_of
 from transferkit.evaluation.comparing import Comparison, TransferGain, compare_rows
 from transferkit.evaluation.estimating import Estimate, Scored, Uncertainty, estimates_of, greater_is_better
+from transferkit.evaluation.fetching import inputs_of
 from transferkit.evaluation.inspecting import (
     Confusion,
     Mistakes,

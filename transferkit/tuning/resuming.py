@@ -27,10 +27,11 @@ from transferkit.tuning.epochs import Place, Watch
 from transferkit.tuning.guards import Guard, loss_spikes
 from transferkit.tuning.identity import differences, environment, threads
 from transferkit.tuning.keeping import CallbackStates, load_random_state, random_state, random_variables
+from transferkit.tuning.naming import arrays_of, assign, named, optimizer_variables
 from transferkit.tuning.phases import PhasePlan
 from transferkit.tuning.run import PhaseRecord, Run
 from transferkit.tuning.signals import Signals
-from transferkit.tuning.snapshots import Reader, as_array, copies_of
+from transferkit.tuning.snapshots import Reader, is_finite
 
 __all__ = ["Session", "session", "stored_seed"]
 
@@ -205,7 +206,7 @@ class Session(Watch):
         if self._found is None or "finished" not in self._found.state:
             return None
         state, arrays, optimizer = self._found.state, self._found.arrays, make_optimizer()
-        _assign(_named("model", model.variables), arrays)
+        assign(named("model", model.variables), arrays)
         for row in plans[-1].layers:
             row.layer.trainable = row.trained
         with contextlib.suppress(TypeError, ValueError):  # a schedule or a class that Keras can't make again
@@ -214,7 +215,7 @@ class Session(Watch):
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         with contextlib.suppress(StorageError):
-            _assign(_named("optimizer", _optimizer_variables(model.optimizer)), arrays)
+            assign(named("optimizer", optimizer_variables(model.optimizer)), arrays)
         run = state["finished"]
         return Run(
             history=run["history"],
@@ -250,7 +251,7 @@ class Session(Watch):
         if self._folder is not None and by_epoch:
             self.tell(f"A stopped run goes on from the beginning of an epoch: the data is {by_epoch}.")
         if self._found is not None:
-            _assign(_named("model", self._own), self._found.arrays)
+            assign(named("model", self._own), self._found.arrays)
             history.update({name: list(values) for name, values in self._found.state["history"].items()})
             self._steps = self._found.state["steps"]
         spread()
@@ -366,7 +367,7 @@ class Session(Watch):
     def restore(self) -> None:
         found = self._found
         assert found is not None
-        _assign(self._named(), found.arrays)
+        assign(self._named(), found.arrays)
         self._spread()
         load_random_state(found.state["random"], found.arrays)
         self._states.load(found.state["callbacks"], found.arrays)
@@ -428,20 +429,20 @@ class Session(Watch):
         model, optimizer = self._trained, self._model.optimizer
         own = {id(variable) for variable in self._own}
         return [
-            *_named("model", self._own),
+            *named("model", self._own),
             # What is on the model only while a phase runs: LoRA's factors.
-            *_named("model/added", [variable for variable in self._model.variables if id(variable) not in own]),
-            *_named("optimizer", _optimizer_variables(optimizer)),
-            *_named("metrics", model.metrics_variables),
-            *_named("random", self._random),
+            *named("model/added", [variable for variable in self._model.variables if id(variable) not in own]),
+            *named("optimizer", optimizer_variables(optimizer)),
+            *named("metrics", model.metrics_variables),
+            *named("random", self._random),
         ]
 
     def _save(self, place: Place) -> None:
         assert self._folder is not None
         begun = time.perf_counter()
         if self._read is None:
-            named = self._named()
-            self._read = ([name for name, _ in named], Reader([variable for _, variable in named]))
+            variables = self._named()
+            self._read = ([name for name, _ in variables], Reader([variable for _, variable in variables]))
         names, reader = self._read
         values = reader()
         arrays: dict[str, Array] = dict(self._starts)
@@ -467,10 +468,8 @@ class Session(Watch):
         text = json.dumps(state)  # now: the history goes on while the thread writes
 
         def make() -> tuple[Mapping[str, Any], Mapping[str, Array]] | None:
-            for name, parts in zip(names, values, strict=True):
-                for number, part in enumerate(parts):
-                    arrays[_part(name, number)] = as_array(part)
-            finite = all(_is_finite(array) for name, array in arrays.items() if name.startswith("model/"))
+            arrays.update(arrays_of(names, values))
+            finite = all(is_finite(array) for name, array in arrays.items() if name.startswith("model/"))
             return (json.loads(text), arrays) if finite else None
 
         self._folder.write(make)
@@ -497,13 +496,9 @@ class Session(Watch):
             "finished": run.to_dict(),
             "optimizer": _config(model.optimizer),
         }
-        named = [*_named("model", model.variables), *_named("optimizer", _optimizer_variables(model.optimizer))]
-        values = Reader([variable for _, variable in named])()
-        arrays = {
-            _part(name, number): as_array(part)
-            for (name, _), parts in zip(named, values, strict=True)
-            for number, part in enumerate(parts)
-        }
+        variables = [*named("model", model.variables), *named("optimizer", optimizer_variables(model.optimizer))]
+        values = Reader([variable for _, variable in variables])()
+        arrays = arrays_of([name for name, _ in variables], values)
         self._folder.write(lambda: (state, arrays))
         self._folder.settle(strict=True)
 
@@ -517,43 +512,3 @@ def _config(optimizer: Any) -> Any:
         return json.loads(json.dumps(optimizer.get_config()))
     except (TypeError, ValueError, NotImplementedError):
         return None
-
-
-def _is_finite(array: Array) -> bool:
-    if array.dtype.kind not in "fV":
-        return True
-    return bool(np.isfinite(array.astype("float32") if array.dtype.kind == "V" else array).all())
-
-
-def _named(kind: str, variables: Sequence[Any]) -> list[tuple[str, Any]]:
-    return [(f"{kind}/{number}", variable) for number, variable in enumerate(variables)]
-
-
-def _part(name: str, number: int) -> str:
-    return f"{name}.{number}" if number else name
-
-
-def _optimizer_variables(optimizer: Any) -> list[Any]:
-    if optimizer is None:
-        return []
-    both = [*optimizer.variables, *getattr(getattr(optimizer, "inner_optimizer", None), "variables", [])]
-    return list({id(variable): variable for variable in both}.values())
-
-
-def _assign(named: Sequence[tuple[str, Any]], arrays: Mapping[str, Array]) -> None:
-    """Gives variables what a checkpoint holds for them, checked before the first is changed."""
-    pairs = [(_part(name, number), part) for name, variable in named for number, part in enumerate(copies_of(variable))]
-    wrong = [
-        f"{name}: {'nothing' if name not in arrays else tuple(arrays[name].shape)} for a variable of shape {tuple(part.shape)}"
-        for name, part in pairs
-        if name not in arrays or tuple(arrays[name].shape) != tuple(part.shape)
-    ]
-    if wrong:
-        raise StorageError(
-            "Going on with a run from its checkpoint.",
-            found=wrong[:5],
-            cause="model, optimizer or metrics keep other state than when it was written: another version, or other devices",
-            fix="go on with the versions and devices it was begun with, or start anew in another folder",
-        )
-    for name, part in pairs:
-        part.assign(arrays[name])

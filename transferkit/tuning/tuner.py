@@ -12,13 +12,14 @@ from transferkit._objects import KerasObject
 from transferkit._plan import steps_named
 from transferkit._table import Table
 from transferkit.building.heads import heads_of
+from transferkit.building.scaling import unscaled
 from transferkit.data import Data, is_arrays, row_count, split
 from transferkit.errors import DataError, ModelError, PlanError, did_you_mean
 from transferkit.placement import Placement, is_chief, running
 from transferkit.tuning.cache_settings import CacheSettings
 from transferkit.tuning.caching import planned_split
 from transferkit.tuning.callbacks import TensorBoardLogs
-from transferkit.tuning.checking import BatchChecks, check_classes, unscaled
+from transferkit.tuning.checking import BatchChecks, check_classes
 from transferkit.tuning.costs import cost_of
 from transferkit.tuning.defaults import default_plan, explanation
 from transferkit.tuning.describing import Description, PhaseDescription
@@ -331,6 +332,9 @@ class FineTuner(TuningSteps):
         if validation_data is not None:
             val_batch, validation_data = first_rows(validation_data, name="validation data")
             check_inputs(val_batch, model, heads, name="validation data")
+            flat = "" if flat else unscaled(model, val_batch.x)
+            if flat:
+                watch.tell(f"Validation data: {flat}")
         check_classes(data, validation_data, heads)
         objective = self.objective(model, batch.y)
         checks = BatchChecks(objective, heads)
