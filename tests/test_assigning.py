@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from transferkit.errors import WeightsFileError
 from transferkit.weights import streaming
 from transferkit.weights.assigning import Assignment, assign_all
 from transferkit.weights.digest import Digest, blocks, digest_of
+from transferkit.weights.loader import WeightLoader
 from transferkit.weights.readers.archive import Stretch
 from transferkit.weights.readers.checks import tensor_digest
 from transferkit.weights.readers.source import Memory, Source
+from transferkit.weights.saving import save_weights
 
 RNG = np.random.default_rng(0)
 
@@ -218,3 +221,19 @@ def test_a_file_is_read_where_it_has_no_reads_at_an_offset(tmp_path: Path, monke
     source.read_into(memoryview(room), 300)
     assert bytes(room) == source.bytes(300, 1000) == (bytes(range(256)) * 100)[300:1300]
     source.close()
+
+
+def test_small_arrays_are_taken_over_and_stay_apart(tmp_path: Path) -> None:
+    """They are read side by side, and TensorFlow keeps that memory: nobody else may write to it, or give it away."""
+    start = keras.Input((7,))
+    layers = [keras.layers.Dense(n, name=f"d{n}") for n in (3, 5, 1)]
+    model = keras.Model(start, [layer(start) for layer in layers])
+    save_weights(model, tmp_path / "w.safetensors")
+    report = WeightLoader(tmp_path / "w.safetensors").load(model)
+    places = [np.asarray(memoryview(v.value.read_value())).ctypes.data for v in model.weights]
+    assert max(places) - min(places) <= 64 * (len(places) + 4), "they weren't handed over without a copy"
+    layers[1].kernel.value.assign_add(tf.ones((7, 5)))
+    gc.collect()
+    held = [np.full(size, 255, np.uint8) for size in (64, 256, 1024, 4096) for _ in range(50)]
+    assert report.verify(model).changed == ("d5/kernel",)
+    assert len(held) == 200

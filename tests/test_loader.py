@@ -145,3 +145,15 @@ def test_a_wrong_file_is_told_as_such(tmp_path: Path) -> None:
         "  likely cause: model.to_json() keeps the architecture alone; the weights are in a file of their own\n"
         "  to fix it: give the weights file; open_model(weights, config=this_file) makes a model of the two"
     )
+
+
+def test_rules_that_load_something_are_told_apart_from_those_that_leave_it_out(tmp_path: Path) -> None:
+    start = keras.Input((3,))
+    saved, other = (keras.Model(start, keras.layers.Dense(2, name=name)(start)) for name in ("old_top", "new_top"))
+    saved.save(tmp_path / "w.h5")
+    with pytest.raises(MatchError) as caught:
+        WeightLoader(tmp_path / "w.h5").load(other)
+    assert str(caught.value).endswith(
+        '  to fix it: add .map({"new_top": "old_top"}); .by_order() to load what differs in name or order alone, or '
+        '.skip("new_top/*", of="model"); .skip("old_top/*", of="file") to leave it out'
+    )

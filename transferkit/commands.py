@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import transferkit
 from transferkit.errors import PlanError
-from transferkit.launching import launch
 from transferkit.weights.inspection import inspect_weights
 
 __all__ = ["add_convert", "add_inspect", "add_launch", "add_match"]
@@ -124,7 +123,8 @@ def add_launch(subcommands: argparse._SubParsersAction[argparse.ArgumentParser])
 def _launch(arguments: argparse.Namespace) -> int:
     if not arguments.module and not os.path.isfile(arguments.script):
         raise PlanError("Launching a script.", found=f"no file {arguments.script!r}", fix="give its path after the options")
-    launched = launch(
+    launching = importlib.import_module("transferkit.launching")  # sockets and processes, which the others do without
+    launched = launching.launch(
         [sys.executable, *(["-m"] if arguments.module else []), arguments.script, *arguments.arguments],
         workers=arguments.workers,
         restarts=arguments.restarts,
@@ -134,7 +134,7 @@ def _launch(arguments: argparse.Namespace) -> int:
         timeout=arguments.timeout,
     )
     print(launched, file=sys.stderr)
-    return launched.code
+    return int(launched.code)
 
 
 def _progress() -> Callable[[int, int], None]:

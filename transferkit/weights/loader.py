@@ -377,10 +377,19 @@ class WeightLoader(Plan):
                     f"Loading {self.path!r} into the model {model.name!r}.",
                     found=report.problems,
                     cause=staged.cause(report),
-                    fix=("add the rules that say what you mean: " + "; ".join(report.rules) if report.rules else None),
+                    fix=_fix(report.rules),
                 )
             staged.apply()
             return report
+
+
+def _fix(rules: Sequence[str]) -> str | None:
+    """The rules in words that tell those which load something from those which leave it out: mostly one or the other is meant."""
+    leave = [rule for rule in rules if rule.startswith(".skip")]
+    take = [rule for rule in rules if not rule.startswith(".skip")]
+    if not take or not leave:
+        return f"add the rules that say what you mean: {'; '.join(rules)}" if rules else None
+    return f"add {'; '.join(take)} to load what differs in name or order alone, or {'; '.join(leave)} to leave it out"
 
 
 def _positions(step: Step) -> Positions:
