@@ -18,6 +18,7 @@ from keras import layers
 
 import transferkit as tk
 from transferkit.errors import PlanError, StorageError, TrainingInterruptedError
+from transferkit.tuning.identity import differences
 
 ROWS, SIZE, CLASSES, BATCH = 44, 6, 3, 8
 
@@ -298,6 +299,18 @@ def test_what_differs_is_said_and_nothing_is_changed(tmp_path: Path) -> None:
         fit(small(), tmp_path, resume=False)
     with pytest.raises(StorageError, match=r"setting of a layer: … .*activation=relu.* there, … .*activation=tanh.* here"):
         fit(small(), tmp_path, model=network(activation="tanh"))
+
+
+def test_rows_set_apart_otherwise_are_told_by_what_sets_them_apart() -> None:
+    before = {"seed": "3", "validation_share": "0.25", "training data": "one", "validation data": "two"}
+    other_rows = {"training data": "three", "validation data": "four"}
+    assert differences(before, {**before, **other_rows, "seed": "4"}) == ["another seed: 3 there, 4 here"]
+    assert differences(before, {**before, **other_rows, "validation_share": "0.2"}) == [
+        "another validation_share: 0.25 there, 0.2 here"
+    ]
+    assert len(differences(before, {**before, **other_rows})) == 2
+    without = {**before, "validation_share": "None"}
+    assert len(differences(without, {**without, **other_rows, "seed": "4"})) == 3
 
 
 def test_a_run_that_goes_on_with_other_threads_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

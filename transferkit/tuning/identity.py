@@ -43,10 +43,10 @@ def identity(plan: Any, model: Any, *, data: Any, validation: Any, seed: int, **
         "model": f"{len(model.layers)} layers, {model.count_params():,} parameters, {mark}",
         "setting of a layer": "; ".join(_settings(layer) for _, layer in leaf_layers(model)),
         "classes of the model": repr([head.class_names for head in heads_of(model)]),
-        "training data": _data_mark(data),
-        "validation data": _data_mark(validation),
         "seed": str(seed),
         **{name: repr(value) for name, value in settings.items()},
+        "training data": _data_mark(data),
+        "validation data": _data_mark(validation),
     }
 
 
@@ -99,7 +99,12 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
         now: The same of this run.
     """
     found = []
+    # Where rows are set apart for validation, which ones follows from these.
+    shares = {marks.get("validation_share", "None") for marks in (before, now)}
+    dealt_otherwise = shares != {"None"} and (len(shares) > 1 or before.get("seed") != now.get("seed"))
     for name in {**before, **now}:
+        if dealt_otherwise and name in ("training data", "validation data"):
+            continue
         one, other = before.get(name, "nothing"), now.get(name, "nothing")
         if one != other:
             one, other = _around_difference(one, other)

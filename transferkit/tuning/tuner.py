@@ -317,8 +317,9 @@ class FineTuner(TuningSteps):
         seed = watch.seed(seed)
         seed = agreed_seed(secrets.randbits(31) if seed is None else seed, strategy)
         _check_arguments(batch_size=batch_size, steps_per_execution=steps_per_execution, seed=seed)
-        if isinstance(validation_data, float):
-            data, validation_data = split(data, validation_data, seed=seed)
+        share = validation_data if isinstance(validation_data, float) else None
+        if share is not None:
+            data, validation_data = split(data, share, seed=seed)
         heads = heads_of(model)
         self._check_passes(data, steps_per_epoch)
         batch, data = first_rows(data, name="training data")
@@ -380,6 +381,7 @@ class FineTuner(TuningSteps):
                 steps_per_epoch=steps_per_epoch,
                 validation_steps=validation_steps,
                 class_weight=weights,
+                validation_share=share,
                 loss=objective.reason,
             )
             check_alike({**marks, "checkpoint": watch.begins_at}, batch, strategy)
