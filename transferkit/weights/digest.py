@@ -31,6 +31,11 @@ def name_of(dtype: np.dtype[Any]) -> str:
     return str(dtype.name)
 
 
+@functools.lru_cache(256)
+def _begin(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    return f"{name_of(dtype)}{shape}".encode()
+
+
 def blocks(nbytes: int) -> Iterator[tuple[int, int]]:
     """Where the blocks of an array begin and end: whole rows, and of about equal size."""
     count = max(1, round(nbytes / _BLOCK))
@@ -49,7 +54,7 @@ class Digest:
     """
 
     def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...], *, columns: bool = True) -> None:
-        self._begin = f"{name_of(dtype)}{shape}".encode()
+        self._begin = _begin(dtype, shape)
         self._small = math.prod(shape) * dtype.itemsize <= SMALL
         self._rows: list[np.ndarray[Any, Any]] = []
         self._columns: list[np.ndarray[Any, Any]] | None = [] if columns else None
@@ -91,8 +96,7 @@ def digest_of(array: np.ndarray[Any, Any]) -> str:
         True
     """
     if array.nbytes <= SMALL:
-        begin = f"{name_of(array.dtype)}{array.shape}".encode()
-        return hashlib.blake2b(begin + array.tobytes(), digest_size=16).hexdigest()
+        return hashlib.blake2b(_begin(array.dtype, array.shape) + array.tobytes(), digest_size=16).hexdigest()
     digest = Digest(array.dtype, array.shape)
     raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     for start, end in blocks(raw.size):

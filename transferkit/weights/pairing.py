@@ -93,11 +93,9 @@ class Pairing:
             return [(source.entries[s][0], target.entries[t][0]) for s, t in zip(ordered, target.entries, strict=True)]
         found = []
         for variable, (name, _) in target.entries.items():
-            words = (
-                *self.rules.words.get(variable, (variable,)),
-                *OTHER_WORDS.get((kind_of(target.kind), variable), ()),
-                *OTHER_WORDS.get(("", variable), ()),
-            )
+            words: Sequence[str] = self.rules.words.get(variable, (variable,))
+            if words[0] not in source.entries:
+                words = (*words, *OTHER_WORDS.get((kind_of(target.kind), variable), ()), *OTHER_WORDS.get(("", variable), ()))
             for word in words:
                 if word in source.entries:
                     found.append((source.entries[word][0], name))

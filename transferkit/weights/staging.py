@@ -251,6 +251,9 @@ class Staged:
         """What a variable would get; where that is bytes of the file as they stand, only where they lie."""
         info = self.archive.arrays[pair.source]
         how = adaptation(self.sources[pair.source], slot.info, self.settings)
+        as_it_is = how is not None and not how.problem and not how.text and info.dtype == slot.dtype
+        if as_it_is and (stretch := self.archive.stretch(pair.source)) is not None:
+            return stretch
         named = f"the file's {pair.source!r}"
         if how is None:
             hint = self._hint(slot, info.shape)
@@ -260,10 +263,6 @@ class Staged:
         whole = "integers" in self.wishes.permits and info.dtype.kind in "iub" and slot.dtype.kind == "f"
         if (problem := dtype_problem(info.dtype, slot.dtype)) and not whole:
             return self._told(slot, pair, "misfit", f"{named} has {problem}")
-        if not how.text and info.dtype == slot.dtype:
-            stretch = self.archive.stretch(pair.source)
-            if stretch is not None:
-                return stretch
         array = self.archive.read(pair.source)
         if array.shape != info.shape or array.dtype != info.dtype:
             announced = f"{named} was announced as {info.dtype.name} {info.shape}"

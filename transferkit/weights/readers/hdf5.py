@@ -114,7 +114,7 @@ def open_hdf5(piece: Piece, *, limits: Limits, trusted: bool = False) -> H5Tree:
 
     def stretch(name: str) -> Stretch | None:
         dataset = datasets[name]
-        if dataset.offset is None or dataset.problem or not dataset.stored.isnative or dataset.stored == np.dtype(bool):
+        if dataset.offset is None or dataset.problem or not dataset.stored.isnative or dataset.stored.kind == "b":
             return None
         expected = dataset.attributes.get("sha256")
         said = expected if isinstance(expected, str) else ""

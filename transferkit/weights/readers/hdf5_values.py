@@ -5,6 +5,7 @@ Source: the HDF Group's "HDF5 File Format Specification Version 3.0". Imports Nu
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Mapping
@@ -58,6 +59,11 @@ class UnusualError(Exception):
     """The file uses a part of HDF5 this parser leaves to the library."""
 
 
+@functools.lru_cache(64)
+def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return dtype.newbyteorder("=")
+
+
 @dataclass(frozen=True, slots=True)
 class H5Dataset:
     """A dataset without its content.
@@ -89,8 +95,7 @@ class H5Dataset:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Its dtype in the machine's byte order."""
-        native: np.dtype[Any] = self.stored.newbyteorder("=")
-        return native
+        return _native(self.stored)
 
     @property
     def nbytes(self) -> int:
