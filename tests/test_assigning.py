@@ -180,7 +180,7 @@ def test_the_digest_is_the_same_by_blocks(size: int) -> None:
     assert [0, *(end for _, end in places)] == [*(start for start, _ in places), raw.size]
     for start, end in places:
         digest.update(raw[start:end])
-    assert digest.hexdigest() == digest_of(value)
+    assert digest.hexdigests()[1] == digest_of(value)
     for i, j in ((0, size - 1), (size // 2, size // 3)):
         other = value.copy()
         other[i], other[j] = value[j], value[i]

@@ -57,7 +57,8 @@ class Digest:
         self._begin = _begin(dtype, shape)
         self._small = math.prod(shape) * dtype.itemsize <= SMALL
         self._rows: list[np.ndarray[Any, Any]] = []
-        self._columns: list[np.ndarray[Any, Any]] | None = [] if columns else None
+        self._columns: list[np.ndarray[Any, Any]] = []
+        self._sums_columns = columns
         self._rest = b""
 
     def update(self, block: np.ndarray[Any, Any]) -> None:
@@ -66,26 +67,21 @@ class Digest:
         if whole:
             words = block[:whole].view(np.uint64).reshape(-1, _COLUMNS)
             self._rows.append(np.add.reduce(words, axis=1))
-            if self._columns is not None:
+            if self._sums_columns:
                 self._columns.append(np.add.reduce(words, axis=0))
         if whole < block.size:
             self._rest += block[whole:].tobytes()
 
-    def of_rows(self) -> str:
-        """32 hexadecimal digits that depend on every byte and on the order of the rows: enough to tell two readings apart."""
-        return self._hashed([*self._rows])
-
-    def hexdigest(self) -> str:
-        """32 hexadecimal digits."""
-        assert self._columns is not None
-        return self._hashed([*self._rows, np.asarray(np.sum(self._columns, axis=0))] if self._rows else [])
-
-    def _hashed(self, sums: list[np.ndarray[Any, Any]]) -> str:
+    def hexdigests(self) -> tuple[str, str]:
+        """The digest of the rows, which depends on every byte and tells two readings apart, and that of rows and columns."""
         digest = hashlib.blake2b(self._begin, digest_size=16)
-        for part in sums:
-            digest.update(part.data)
+        for rows in self._rows:
+            digest.update(rows.data)
         digest.update(self._rest)
-        return digest.hexdigest()
+        of_rows = digest.hexdigest()
+        if self._columns:
+            digest.update(np.asarray(sum(self._columns[1:], start=self._columns[0])).data)
+        return of_rows, digest.hexdigest()
 
 
 def digest_of(array: np.ndarray[Any, Any]) -> str:
@@ -101,4 +97,4 @@ def digest_of(array: np.ndarray[Any, Any]) -> str:
     raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     for start, end in blocks(raw.size):
         digest.update(raw[start:end])
-    return digest.hexdigest()
+    return digest.hexdigests()[1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -112,19 +112,31 @@ def side_by_side(sizes: Sequence[int]) -> tuple[np.ndarray[Any, Any], list[np.nd
 
 
 def in_shares(sizes: Sequence[int], work: Callable[[Iterator[int]], None]) -> None:
-    """Does work on items, by their numbers, in several threads: the largest first, each taken by whoever has time.
+    """Does work on items, by their numbers, in several threads, until none is left.
+
+    Half of the threads begin with the largest items, the others with the smallest: a thread on small ones asks for Python's lock
+    often, and waits for it long where another one does so, too.
 
     Args:
         sizes: How much work each item is.
         work: Takes the numbers that fall to a thread, one after the other.
     """
-    todo = iter(sorted(range(len(sizes)), key=lambda i: -sizes[i]))
+    todo = deque(sorted(range(len(sizes)), key=lambda i: -sizes[i]))
+
+    def taken(large: bool) -> Iterator[int]:
+        while True:
+            try:
+                item = todo.popleft() if large else todo.pop()
+            except IndexError:
+                return
+            yield item
+
     threads = min(THREADS, len(sizes))
     if threads < 2:
-        work(todo)
+        work(taken(True))
         return
     with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work, todo) for _ in range(threads)]:
+        for done in [pool.submit(work, taken(number % 2 == 0)) for number in range(threads)]:
             done.result()
 
 
@@ -170,7 +182,8 @@ def _looked(stretch: Stretch, buffer: np.ndarray[Any, Any], room: np.ndarray[Any
     if checksum is not None and checksum.hexdigest() != stretch.sha256:
         raise another_digest(stretch.piece.path, stretch.name)
     content = None if room is None else room.view(stretch.dtype).reshape(stretch.shape)
-    return Looked(finite, digest.hexdigest(), digest.of_rows(), content)
+    rows, whole = digest.hexdigests()
+    return Looked(finite, whole, rows, content)
 
 
 def fill(memory: np.ndarray[Any, Any], stretch: Stretch) -> str:
@@ -180,4 +193,4 @@ def fill(memory: np.ndarray[Any, Any], stretch: Stretch) -> str:
         block = memory[start:end]
         stretch.read_into(block.data, start)
         digest.update(block)
-    return digest.of_rows()
+    return digest.hexdigests()[0]
