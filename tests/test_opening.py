@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,10 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from transferkit.building.opening import explain_model, open_model
+from transferkit.building.operations import operation
 from transferkit.errors import ModelError, UnsafeFileError, WeightsError, WeightsFileError
 
 rng = np.random.default_rng(0)
@@ -255,6 +258,51 @@ def test_lengths_and_tables_between_the_layers_of_tf_keras(tmp_path: Path) -> No
     node = ["_CONSTANT_VALUE", -1, table, {"indices": ["x", 0, 0], "validate_indices": None, "axis": None}]
     looked_up = tf_model(tmp_path, [3], ("TFOpLambda", "compat.v1.gather", node), dtype="int32")
     np.testing.assert_array_equal(looked_up(np.array([[2, 0, 1]])), np.array([[[4, 5], [0, 1], [2, 3]]], "float32"))
+
+
+def test_a_reshape_may_leave_the_batch_and_one_more_length_open(tmp_path: Path) -> None:
+    def opened(shape: list[int | None], which: int, *more: int) -> Any:
+        return tf_model(
+            tmp_path,
+            shape,
+            ("TFOpLambda", "compat.v1.shape", ["x", 0, 0, {"name": None}]),
+            ("SlicingOpLambda", "__operators__.getitem", ["compat.v1.shape", 0, 0, {"slice_spec": which}]),
+            ("TFOpLambda", "reshape", ["x", 0, 0, {"shape": [["__operators__.getitem", 0, 0], *more]}]),
+        )
+
+    x = rng.normal(size=(5, 3, 4)).astype("float32")
+    np.testing.assert_array_equal(opened([3, 4], 0, -1, 2)(x), x.reshape(5, 6, 2))
+    for shape, which in (([None, 4], 0), ([None, 4], 1)):  # what the lengths are of isn't sure
+        with pytest.raises(ModelError, match="a shape with more than one length that isn't known"):
+            opened(shape, which, -1, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "constants", "expected"),
+    [
+        ("OneHot", {"axis": {"i": "-1"}}, {"1": 3, "2": 1.0, "3": 0.0}, lambda x: np.eye(3)[x]),
+        ("OneHot", {"axis": {"i": "-1"}}, {"1": 3, "2": 5.0, "3": 2.0}, lambda x: np.eye(3)[x] * 3 + 2),
+        ("ArgMax", {"output_type": {"type": "DT_INT64"}}, {"1": 1}, lambda x: x.argmax(1)),
+        ("Einsum", {"equation": {"s": base64.b64encode(b"ij->ji").decode()}}, {}, lambda x: x.T),
+        ("MirrorPad", {"mode": {"s": base64.b64encode(b"REFLECT").decode()}}, {"1": [[1, 0], [0, 1]]},
+         lambda x: np.pad(x, [[1, 0], [0, 1]], "reflect")),
+    ],
+)  # fmt: skip
+def test_nodes_of_a_graph(kind: str, attributes: Any, constants: Any, expected: Any) -> None:
+    x = np.array([[0, 2, 1], [1, 1, 0]], "int32")
+    call = operation("TensorFlowOpLayer", {"node_def": {"op": kind, "attr": attributes}, "constants": constants}, kind)
+    np.testing.assert_allclose(np.asarray(call(keras.ops.convert_to_tensor(x))), expected(x))
+
+
+def test_a_resize_of_tensorflow_1_is_refused() -> None:
+    def resized(half: bool) -> Any:
+        node = {"op": "ResizeBilinear", "attr": {"align_corners": {"b": False}, "half_pixel_centers": {"b": half}}}
+        return operation("TensorFlowOpLayer", {"node_def": node, "constants": {"1": [4, 4]}}, "ResizeBilinear")
+
+    x = rng.random((2, 8, 8, 3)).astype("float32")
+    np.testing.assert_allclose(np.asarray(resized(True)(x)), tf.image.resize(x, (4, 4)).numpy())
+    with pytest.raises(ModelError, match="half_pixel_centers=False: the resize of TensorFlow 1"):
+        resized(False)(x)
 
 
 def test_a_misspelt_name_has_a_hint_and_keras_0_is_told(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ and shape work, nothing that reads, writes or calls. Three families: `TF_FUNCTIO
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -231,17 +232,24 @@ GRAPH_OPS: Mapping[str, Function] = {
     "Split": lambda axis, x, num_split=1: ops.split(x, num_split, axis=axis),
     "SplitV": lambda x, sizes, axis: tf_calls.split(x, sizes, axis),
     "ClipByValue": tf_calls.clip,
-    "GatherV2": lambda x, indices, axis=0: ops.take(x, indices, axis=axis),
+    "GatherV2": tf_calls.gather,
     "SelectV2": ops.where,
     "Select": ops.where,
     "ZerosLike": ops.zeros_like,
     "OnesLike": ops.ones_like,
     "DepthToSpace": tf_calls.depth_to_space,
+    "OneHot": tf_calls.one_hot,
+    "ArgMax": tf_calls.index_of(ops.argmax),
+    "ArgMin": tf_calls.index_of(ops.argmin),
+    "Einsum": lambda *inputs, equation: ops.einsum(equation, *inputs),
+    "ResizeBilinear": tf_calls.resize_of_graph("bilinear"),
+    "ResizeNearestNeighbor": tf_calls.resize_of_graph("nearest"),
 }
 _ATTRIBUTES = frozenset(
     """
     keep_dims transpose_a transpose_b adj_x adj_y axis num squeeze_dims alpha DstT num_split mode block_size begin_mask end_mask
-    ellipsis_mask new_axis_mask shrink_axis_mask
+    ellipsis_mask new_axis_mask shrink_axis_mask output_type equation align_corners half_pixel_centers
+    batch_dims
     """.split()  # noqa: SIM905
 )
 
@@ -265,11 +273,15 @@ def _strided_slice(x: Any, begin: Sequence[int], end: Sequence[int], strides: Se
     return x[tuple(parts)] if not isinstance(x, tuple) else x[parts[0]]
 
 
+def _text(value: Any) -> str:
+    return base64.b64decode(str(value)).decode()
+
+
 def _attribute(value: Any) -> Any:
     """A value of a node's attributes, from the JSON form of its protocol buffer."""
     if not isinstance(value, Mapping):
         return value
-    for kind, convert in (("i", int), ("f", float), ("b", bool), ("type", str)):
+    for kind, convert in (("i", int), ("f", float), ("b", bool), ("type", str), ("s", _text)):
         if kind in value:
             return convert(value[kind])
     inner = value.get("list")
@@ -283,7 +295,7 @@ def _graph_operation(config: Mapping[str, Any]) -> Function:
     kind = str(node["op"])
     function = _strided_slice if kind == "StridedSlice" else GRAPH_OPS[kind]
     attributes = {k: _attribute(v) for k, v in (node.get("attr") or {}).items() if k in _ATTRIBUTES}
-    if kind not in ("Pack", "Unpack"):
+    if kind not in ("Pack", "Unpack", "OneHot"):
         attributes.pop("axis", None)
     constants = {int(i): value for i, value in (config.get("constants") or {}).items()}
 

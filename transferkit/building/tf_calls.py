@@ -6,6 +6,7 @@ May import Keras.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from transferkit._keras import keras
@@ -29,10 +30,12 @@ __all__ = [
     "norm",
     "of_one",
     "of_two",
+    "one_hot",
     "pad",
     "reduction",
     "reshape",
     "resize",
+    "resize_of_graph",
     "softmax",
     "split",
     "squeeze",
@@ -74,17 +77,32 @@ def getitem(x: Any, slice_spec: Any = None, key: Any = None) -> Any:
     return x[_slices(slice_spec if key is None else key)]
 
 
-def lengths(x: Any, out_type: Any = None) -> tuple[int | None, ...]:  # noqa: ARG001 - TensorFlow's argument
-    """The static shape; None where the length isn't known, which a reshape takes for -1."""
-    return tuple(x.shape)
+@dataclass(frozen=True)
+class Length:
+    """A length that isn't known before there are data; a reshape takes it for -1.
+
+    Args:
+        axis: Of which axis; 0 is the batch's.
+    """
+
+    axis: int
+
+
+def lengths(x: Any, out_type: Any = None) -> tuple[int | Length, ...]:  # noqa: ARG001 - TensorFlow's argument
+    """The shape as far as it is known."""
+    return tuple(Length(axis) if length is None else length for axis, length in enumerate(x.shape))
 
 
 def reshape(x: Any, shape: Any = None, newshape: Any = None) -> Any:
     wanted = shape if newshape is None else newshape
     if _is_tensor(wanted):
         raise ModelError("Rebuilding a reshape between two layers.", found="a shape that is computed by the model")
-    lengths = [-1 if length is None else int(length) for length in wanted]
+    lengths = [-1 if length is None or isinstance(length, Length) else int(length) for length in wanted]
     if lengths.count(-1) > 1:
+        # `[tf.shape(x)[0], -1, 8]`: the batch stays, where nothing else could be meant.
+        batch = wanted[0] == Length(0) and x.shape[0] is None and None not in x.shape[1:]
+        if batch and lengths.count(-1) == 2:
+            return keras.layers.Reshape(lengths[1:])(x)
         raise ModelError("Rebuilding a reshape between two layers.", found="a shape with more than one length that isn't known")
     return ops.reshape(x, lengths)
 
@@ -161,6 +179,25 @@ def resize(images: Any, size: Any, method: Any = "bilinear", preserve_aspect_rat
     return ops.image.resize(
         images, tuple(size), interpolation=str(method), antialias=bool(antialias), data_format="channels_last"
     )
+
+
+def resize_of_graph(method: str) -> Function:
+    """The kinds of nodes that `tf.image.resize` made of one method; those of TensorFlow 1 place the pixels otherwise."""
+
+    def call(images: Any, size: Any, align_corners: bool = False, half_pixel_centers: bool = False) -> Any:
+        if align_corners or not half_pixel_centers:
+            raise ModelError(
+                "Rebuilding a resize between two layers.",
+                found=f"align_corners={align_corners}, half_pixel_centers={half_pixel_centers}: the resize of TensorFlow 1",
+            )
+        return resize(images, size, method)
+
+    return call
+
+
+def one_hot(indices: Any, depth: int, on: float = 1.0, off: float = 0.0, axis: int = -1) -> Any:
+    marks = ops.one_hot(indices, depth, axis=axis)
+    return marks if (on, off) == (1, 0) else marks * (on - off) + off
 
 
 def where(condition: Any, x: Any = None, y: Any = None) -> Any:
