@@ -4,7 +4,7 @@
 
 MobileNetV2 0.35 at 96 pixels, every layer trains; the same batches in the same order, A B C A B C. Timed from the begin of an
 epoch to its end, the first of each, which holds the tracing, left out; medians. Plain `fit` goes over arrays and over a data set
-of the same batches: Keras comes to other last bits from the two, so the weights are compared with those from the data set.
+of the same batches, whose size is known: a graph that doesn't know it is slower by 5%, and its last bits are others.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def by_keras(x: Any, y: Any, epochs: int, *, arrays: bool) -> tuple[list[float],
         if arrays:
             model.fit(*rows, batch_size=BATCH, shuffle=False, **more)
         else:
-            model.fit(tf.data.Dataset.from_tensor_slices(rows).batch(BATCH).prefetch(tf.data.AUTOTUNE), **more)
+            model.fit(
+                tf.data.Dataset.from_tensor_slices(rows).batch(BATCH, drop_remainder=True).prefetch(tf.data.AUTOTUNE), **more
+            )
     return clock.seconds[1:], model
 
 
@@ -68,6 +70,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args()
+    if given.rows % BATCH:
+        parser.error(f"--rows must be a multiple of {BATCH}")
     random = np.random.default_rng(0)
     x = random.uniform(-1, 1, (given.rows, SIZE, SIZE, 3)).astype("float32")
     y = random.integers(0, 10, given.rows)
@@ -83,8 +87,9 @@ def main() -> None:
             taken, model = way(x, y, given.epochs)
             seconds[name] += taken
             weights[name] = model.get_weights()
-        if not all(np.array_equal(a, b) for a, b in zip(weights["fit on a data set"], weights["transferkit"], strict=True)):
-            raise SystemExit("the weights differ; no times are told of different results")
+        for name in list(ways)[:2]:
+            if not all(np.array_equal(a, b) for a, b in zip(weights[name], weights["transferkit"], strict=True)):
+                raise SystemExit(f"{name}: the weights differ; no times are told of different results")
     told = {name: statistics.median(values) for name, values in seconds.items()}
     fastest = {name: min(values) for name, values in seconds.items()}
     ratios = {}

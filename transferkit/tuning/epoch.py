@@ -29,8 +29,6 @@ __all__ = ["Rows", "Steps", "batch_hooks", "class_weights", "rows_of_features", 
 _TURN_SECONDS = 0.5
 #: How much of the rows is gathered at once, and for how many steps at most.
 _BYTES_AT_ONCE, _MOST_AT_ONCE = 4 << 20, 32
-#: From so many full batches on an epoch whose last batch isn't full has two graphs, one of them for batches of a known size.
-_WORTH_TWO = 512
 
 
 @dataclass(frozen=True)
@@ -149,29 +147,19 @@ class Steps:
 
     def _run(self, train: bool, rows: Rows, order: np.ndarray[Any, Any], epoch: int, start: int, stop: int | None) -> Any:
         self.prepare(rows)
-        count = self.count(len(order))
-        stop = count if stop is None else stop
+        stop = self.count(len(order)) if stop is None else stop
         labels = tf.constant(order, tf.int64)
         places = labels if rows.index is None else tf.constant(rows.index(order, epoch), tf.int64)
         parts = ((rows.x, rows.y, rows.sample_weight), labels, places, tf.constant(epoch))
+        # As with `fit` on arrays, the size of the batches is known beforehand only where it is that of all.
+        full = len(order) % self.batch_size == 0 and not tf.distribute.has_strategy()
+        function = self._function(train, rows, full=full)
+        if not self._alone:
+            return function(*parts, tf.constant(start), tf.constant(stop))
         logs: Any = {}
-        if self._alone:
-            function = self._function(train, rows, full=False)
-            for step in range(start, stop):
-                logs = function(*parts, tf.constant(step))
-            return logs
-        for full, first, last in self._spans(len(order)):
-            first, last = max(start, first), min(stop, last)
-            if first < last or not stop:  # without a step it is only compiled
-                logs = self._function(train, rows, full=full)(*parts, tf.constant(first), tf.constant(last))
+        for step in range(start, stop):
+            logs = function(*parts, tf.constant(step))
         return logs
-
-    def _spans(self, rows: int) -> list[tuple[bool, int, int]]:
-        """The steps of an epoch that one graph takes: whether all its batches are full, the first step and one past the last."""
-        full, count = rows // self.batch_size, self.count(rows)
-        if full == count:
-            return [(True, 0, count)]
-        return [(True, 0, full), (False, full, count)] if full >= _WORTH_TWO else [(False, 0, count)]
 
     def _function(self, train: bool, rows: Rows, *, full: bool) -> Any:
         key = (train, full, rows.read, rows.augment)
@@ -190,9 +178,15 @@ class Steps:
                 x = augment(x, epoch, index)
             return one(keras.utils.pack_x_y_sample_weight(x, y, weight))
 
+        def sized(batch: Any) -> Any:
+            for leaf in _leaves(batch) if full else ():
+                leaf.set_shape((size, *leaf.shape[1:]))
+            return batch
+
         def turn(parts: Any, labels: Any, places: Any, epoch: Any, index: Any) -> Any:
             cut = slice(index * size, (index + 1) * size)
-            return take(*_batch(rows, parts, labels[cut], places[cut]), epoch, index)
+            x, y, weight = sized(_batch(rows, parts, labels[cut], places[cut]))
+            return take(x, y, weight, epoch, index)
 
         at_once = _steps_at_once(rows, size)
 
@@ -208,11 +202,7 @@ class Steps:
 
                 def body(index: Any) -> Any:
                     place = (index - first) * size
-                    batches = [leaf[place : place + size] for leaf in held]
-                    if full:  # what depends on the number of rows is then worked out beforehand
-                        for batch in batches:
-                            batch.set_shape((size, *batch.shape[1:]))
-                    x, y, weight = _packed(layout, batches)
+                    x, y, weight = sized(_packed(layout, [leaf[place : place + size] for leaf in held]))
                     take(x, y, weight, epoch, index)
                     return (index + 1,)
 
