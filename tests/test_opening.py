@@ -294,6 +294,11 @@ def test_nodes_of_a_graph(kind: str, attributes: Any, constants: Any, expected: 
     np.testing.assert_allclose(np.asarray(call(keras.ops.convert_to_tensor(x))), expected(x))
 
 
+def test_an_einstein_sum_whose_inputs_tf_keras_lost_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="'bij->bji' without the tensors it is of"):
+        tf_model(tmp_path, [3, 4], ("TFOpLambda", "einsum", ["_CONSTANT_VALUE", -1, "bij->bji", {}]))
+
+
 def test_a_resize_of_tensorflow_1_is_refused() -> None:
     def resized(half: bool) -> Any:
         node = {"op": "ResizeBilinear", "attr": {"align_corners": {"b": False}, "half_pixel_centers": {"b": half}}}

@@ -109,7 +109,7 @@ _SHAPES: Mapping[str, Function] = {
     "clip_by_value": tf_calls.clip,
     "concat": tf_calls.concat,
     "convert_to_tensor": lambda value, dtype=None, dtype_hint=None: value,  # noqa: ARG005 - it is one
-    "einsum": lambda equation, *inputs: ops.einsum(equation, *inputs),
+    "einsum": tf_calls.einsum,
     "expand_dims": lambda input, axis=None, dim=None: ops.expand_dims(input, axis if dim is None else dim),
     "flatten": lambda x: ops.reshape(x, (-1,)),
     "gather": tf_calls.gather,
@@ -241,7 +241,7 @@ GRAPH_OPS: Mapping[str, Function] = {
     "OneHot": tf_calls.one_hot,
     "ArgMax": tf_calls.index_of(ops.argmax),
     "ArgMin": tf_calls.index_of(ops.argmin),
-    "Einsum": lambda *inputs, equation: ops.einsum(equation, *inputs),
+    "Einsum": lambda *inputs, equation: tf_calls.einsum(equation, *inputs),
     "ResizeBilinear": tf_calls.resize_of_graph("bilinear"),
     "ResizeNearestNeighbor": tf_calls.resize_of_graph("nearest"),
 }

@@ -19,6 +19,7 @@ __all__ = [
     "concat",
     "depth_to_space",
     "dtype_name",
+    "einsum",
     "gather",
     "getitem",
     "index_of",
@@ -193,6 +194,17 @@ def resize_of_graph(method: str) -> Function:
         return resize(images, size, method)
 
     return call
+
+
+def einsum(equation: str, *inputs: Any) -> Any:
+    if not inputs:
+        raise ModelError(
+            "Rebuilding an Einstein sum between two layers.",
+            found=f"{equation!r} without the tensors it is of",
+            cause="tf.keras left them out when it wrote the HDF5 file",
+            fix="open the model's .keras file, or give the layer's function: custom_objects={'its name': …}",
+        )
+    return ops.einsum(equation, *inputs)
 
 
 def one_hot(indices: Any, depth: int, on: float = 1.0, off: float = 0.0, axis: int = -1) -> Any:
