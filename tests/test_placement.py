@@ -35,7 +35,7 @@ def table(folder: Path, *arguments: str) -> dict[str, dict[str, float]]:
 
 
 def test_two_devices_and_two_workers_give_the_weights_of_one_device(tmp_path: Path) -> None:
-    rows = ["accumulation", "clipped", "adapting,", "cached", "read when"]
+    rows = ["accumulation", "clipped", "adapting,", "sequences", "cached", "read when"]
     found = table(tmp_path, "--columns", "one", "mirrored2", "workers2", "--rows", *rows)
     assert len(found) == len(rows)
     for name, row in found.items():

@@ -177,7 +177,8 @@ class Replicas:
             targets, gradients = [target for target, _ in pairs], [part for _, part in pairs]
             found = tape.gradient(targets, self.model.trainable_variables, output_gradients=gradients)
             with tf.control_dependencies(alike):  # only now: meanwhile the workers can compare what they have
-                return _summed([None if part is None else tf.convert_to_tensor(part) for part in found])
+                found = [None if part is None else _same(part) for part in found]
+            return _summed(found)
 
         def work() -> None:
             try:
@@ -291,6 +292,13 @@ def gathered_rows(strategy: Any, array: Any) -> Any:
     with strategy.scope():
         local = strategy.run(lambda value: value, args=(tf.convert_to_tensor(array),))
         return strategy.gather(local, axis=0)
+
+
+def _same(gradient: Any) -> Any:
+    """The gradient as a result of an operation that is made here. Slices stay slices: optimizers take other steps by them."""
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(tf.identity(gradient.values), gradient.indices, gradient.dense_shape)
+    return tf.identity(gradient)
 
 
 def _mark(beside: Any) -> Any:
