@@ -195,7 +195,7 @@ def test_workers_that_hang_after_a_death_are_killed(tmp_path: Path, capfd: pytes
     launched = launch(script(tmp_path, body), workers=3, grace=0.3, log_dir=tmp_path)
     assert time.monotonic() - begin < 30
     assert (launched.code, launched.losses[0].worker, launched.losses[0].ending) == (137, 1, "was killed by SIGKILL")
-    assert "launch: still running after that, and killed: worker 0, worker 2" in capfd.readouterr().err
+    assert "launch: not ended in time, and killed: worker 0, worker 2" in capfd.readouterr().err
     assert all_end(marked(tmp_path, "begun*"), 0)
 
 

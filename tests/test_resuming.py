@@ -301,6 +301,16 @@ def test_what_differs_is_said_and_nothing_is_changed(tmp_path: Path) -> None:
         fit(small(), tmp_path, model=network(activation="tanh"))
 
 
+def test_a_run_stopped_after_its_last_step_is_said_to_have_changed_its_weights(tmp_path: Path) -> None:
+    counted = Stopping()
+    model, _ = fit(small(), None, counted)
+    with pytest.raises(SystemExit):
+        fit(small(), tmp_path, Signalling(signal.SIGTERM, counted.seen, hook="test"), save_every=None)
+    again, run = fit(small(), tmp_path, save_every=None)
+    assert not any("changed no weight" in note for note in run.notes)
+    assert same(state_of(again), state_of(model))
+
+
 def test_rows_set_apart_otherwise_are_told_by_what_sets_them_apart() -> None:
     before = {"seed": "3", "validation_share": "0.25", "training data": "one", "validation data": "two"}
     other_rows = {"training data": "three", "validation data": "four"}

@@ -448,7 +448,7 @@ def _watch(
             loss = Loss(running.number, None, f"no worker wrote a line for {timeout:g} s", HUNG, now - running.begun)
             deadline = now + min(grace, _AFTER_A_LOSS)
         if now > deadline and running.alive:
-            _say(f"still running after that, and killed: {', '.join(f'worker {index}' for index in sorted(running.alive))}")
+            _say(f"not ended in time, and killed: {', '.join(f'worker {index}' for index in sorted(running.alive))}")
             running.kill()
             deadline = math.inf
     running.logs[0].show()

@@ -103,9 +103,9 @@ class Placement:
             again = sorted({device for device in self.devices if self.devices.count(device) > 1})
             problems.extend(f"the device {device!r} twice" for device in again)
         if problems:
-            raise PlanError(
-                "Choosing a placement.", found=problems, fix='Placement.auto(), .cpu(), .gpu(0), .mirrored(["GPU:0", …])'
-            )
+            only_jit = len(problems) == 1 and "on several devices" in problems[0]
+            fix = "leave jit_compile out" if only_jit else 'Placement.auto(), .cpu(), .gpu(0), .mirrored(["GPU:0", "GPU:1"])'
+            raise PlanError("Choosing a placement.", found=problems, fix=fix)
 
     @classmethod
     def auto(cls, **options: Unpack[_Options]) -> Placement:

@@ -65,6 +65,7 @@ class Guard:
         self._good: tuple[str, list[list[Any]]] = ("the beginning of the phase", self._reader())
         self._first = {id(item): value for item, value in zip(everything, self._good[1], strict=True)}
         self._every, self._since = 1, 0
+        self._any = False
         self._told = time.perf_counter()
         self._step_seconds = math.inf
         self._next_good = 0.0
@@ -92,6 +93,7 @@ class Guard:
         now = time.perf_counter()
         self._step_seconds = min(self._step_seconds, (now - self._told) / max(steps, 1))
         self._since += steps
+        self._any = self._any or steps > 0
         if self._since >= self._every:
             self.look(place, logs)
         self._told = time.perf_counter()
@@ -137,7 +139,9 @@ class Guard:
         self._reader.write(self._good[1])
 
     def unchanged(self) -> str | None:
-        """A note when the phase changed nothing of what it should have; else None."""
+        """A note when the steps that were taken changed nothing of what they should have; else None."""
+        if not self._any:  # a run that was stopped after its last step, and goes on
+            return None
         still = []
         for item in self._watched:
             if not item.trainable:

@@ -32,7 +32,7 @@ from transferkit.tuning.tuner import FineTuner
 __all__ = ["Throughput", "find_bottleneck"]
 
 _ADVICE = {
-    "input": "let frozen layers be computed once (.cache), give smaller images, or read them into memory",
+    "input": "let frozen layers be computed once (.cache), give smaller images or larger batches, or read rows into memory",
     "computing": "freeze more, or measure Placement's precision= and jit_compile=; several devices share it",
     "communication": "give larger batches, or fewer devices or workers",
 }
@@ -85,7 +85,7 @@ class Throughput(Tabular):
             columns=("part", ">ms a batch", ""),
             rows=rows,
             title=f"Phase {self.phase!r}: {self.rows_per_second:,.0f} rows a second, in batches of {self.batch_size}{shared}",
-            notes=(f"For more: {_ADVICE[self.bottleneck]}.",),
+            notes=(f"For more: {_ADVICE[self.bottleneck]}.", "Measured once, by itself: other work on the machine counts."),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,16 +167,15 @@ def _reading(data: Any, batch_size: int, steps: int, strategy: Any) -> tuple[flo
         held, source = as_batch(next(iter(data))), data.prefetch(tf.data.AUTOTUNE)
     else:
         held, source = None, batches(data)
-    taken, began = 0, time.perf_counter()
-    for number, item in enumerate(_over(source, steps + 1)):
-        if number == 0:  # the pipeline has begun
-            held = as_batch(item) if held is None else held
-            began = time.perf_counter()
-        taken = number
-    seconds = (time.perf_counter() - began) / max(taken, 1)
+    times = []  # from the first on, with which the pipeline has begun
+    for item in _over(source, steps + 1):
+        held = as_batch(item) if held is None else held
+        times.append(time.perf_counter())
     if held is None:
         raise DataError("Looking for a bottleneck.", found="no rows at all")
-    return seconds, held
+    # Batches that are read side by side come together, so single ones say little; a pause of the machine is in one third only.
+    thirds = [part for part in np.array_split(np.diff(times), 3) if len(part)]
+    return float(np.median([part.mean() for part in thirds])) if thirds else 0.0, held
 
 
 def _over(source: Any, count: int) -> Iterator[Any]:

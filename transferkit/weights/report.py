@@ -262,6 +262,7 @@ class LoadReport:
             f"{whole} of {len(shares)} layers"
             + (f" and {part} in part" if part else "")
             + f", {arriving:,} of {total:,} parameters ({self.coverage:.1%})."
+            + ("" if self.ok else f" It can't be loaded so: {len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}.")
         )
 
     # For programs
