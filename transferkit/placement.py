@@ -25,7 +25,16 @@ from transferkit.cluster import Cluster, find_cluster
 from transferkit.errors import DataError, PlacementError, PlanError, did_you_mean
 from transferkit.meeting import check_in
 
-__all__ = ["OTHER_ROWS", "Placement", "check_placement", "is_chief", "running"]
+__all__ = [
+    "OTHER_ROWS",
+    "Placement",
+    "check_placement",
+    "has_workers",
+    "is_chief",
+    "running",
+    "worker_count",
+    "worker_number",
+]
 
 #: What a step fails with, among TensorFlow's words, where workers have been given other rows than the chief.
 OTHER_ROWS = "The workers have labels of different rows in one step."
@@ -414,10 +423,24 @@ def _check_not_alone() -> None:
             )
 
 
+def has_workers(strategy: Any) -> bool:
+    """Whether the replicas of a strategy are in several processes."""
+    return getattr(strategy, "cluster_resolver", None) is not None
+
+
+def worker_number(strategy: Any) -> int:
+    """Which of the workers this process is."""
+    return int(strategy.cluster_resolver.task_id)
+
+
+def worker_count(strategy: Any) -> int:
+    """How many workers there are."""
+    return int(strategy.cluster_resolver.cluster_spec().num_tasks("worker"))
+
+
 def is_chief(strategy: Any) -> bool:
     """Whether this process writes the files of a run: the first worker, or the only one."""
-    resolver = getattr(strategy, "cluster_resolver", None)
-    return resolver is None or not resolver.task_id
+    return not has_workers(strategy) or worker_number(strategy) == 0
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ import numpy as np
 
 from transferkit._keras import tf
 from transferkit.building.graph_model import AttachMask, ReadMask
-from transferkit.placement import OTHER_ROWS
+from transferkit.placement import OTHER_ROWS, has_workers, worker_number
 
 __all__ = ["Backward", "Pass", "Replicas", "bytes_of_all", "gathered_rows", "of_all", "of_chief", "own_places"]
 
@@ -114,7 +114,7 @@ class Replicas:
     def __init__(self, model: Any, strategy: Any) -> None:
         self.model, self.strategy = model, strategy
         #: Whether the replicas are in several processes.
-        self.several = getattr(strategy, "cluster_resolver", None) is not None
+        self.several = has_workers(strategy)
         self._read_mask = ReadMask()
 
     def forward(self, x: Any, rows: Any = None, beside: Any = None) -> Pass:
@@ -277,9 +277,9 @@ def of_chief(strategy: Any, values: Sequence[Any]) -> list[Any]:
 def own_places(strategy: Any) -> Callable[[Any], Any] | None:
     """Gives the places within a batch, by how many rows it has, that this process computes; None where it has several replicas,
     or is the only process."""
-    if getattr(strategy, "cluster_resolver", None) is None or len(strategy.extended.worker_devices) > 1:
+    if not has_workers(strategy) or len(strategy.extended.worker_devices) > 1:
         return None
-    return lambda rows: _Shares.of(rows, strategy.num_replicas_in_sync).places(strategy.cluster_resolver.task_id)
+    return lambda rows: _Shares.of(rows, strategy.num_replicas_in_sync).places(worker_number(strategy))
 
 
 def gathered_rows(strategy: Any, array: Any) -> Any:

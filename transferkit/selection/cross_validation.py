@@ -29,10 +29,10 @@ from transferkit.evaluation.estimating import Estimate, greater_is_better
 from transferkit.evaluation.folds import Fold, nadeau_bengio
 from transferkit.evaluation.folds import folds as deal
 from transferkit.evaluation.intervals import t_tails
-from transferkit.placement import Placement, check_placement
+from transferkit.placement import Placement, check_placement, has_workers, worker_count, worker_number
 from transferkit.recipe import Recipe
 from transferkit.storage import atomic_path
-from transferkit.tuning.replicated import check_alike, has_workers, worker_count, worker_number
+from transferkit.tuning.replicated import check_alike
 from transferkit.tuning.sharing import shared_features
 
 __all__ = ["CrossValidation", "cross_validate", "fold_seed"]

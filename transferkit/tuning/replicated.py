@@ -19,6 +19,7 @@ from transferkit._keras import keras, tf
 from transferkit.building.replicas import Pass, Replicas, of_all, of_chief
 from transferkit.data import Batch
 from transferkit.errors import PlacementError
+from transferkit.placement import has_workers, worker_count, worker_number
 from transferkit.tuning.feeding import OWN_ROWS
 from transferkit.tuning.fingerprints import block_mark
 from transferkit.tuning.noise import parts_of
@@ -29,13 +30,10 @@ __all__ = [
     "begin_alike",
     "check_alike",
     "fresh_metrics",
-    "has_workers",
     "own_steps",
     "shared",
     "spread_seeds",
     "whole_batch_norm",
-    "worker_count",
-    "worker_number",
 ]
 
 
@@ -165,21 +163,6 @@ def own_steps(model: Any, names: Sequence[str] = ("train_step", "test_step", "co
     if isinstance(model, ReplicatedModel):
         return []
     return [name for name in names if getattr(type(model), name) is not getattr(keras.Model, name)]
-
-
-def has_workers(strategy: Any) -> bool:
-    """Whether the replicas of a strategy are in several processes."""
-    return getattr(strategy, "cluster_resolver", None) is not None
-
-
-def worker_number(strategy: Any) -> int:
-    """Which of the workers this process is."""
-    return int(strategy.cluster_resolver.task_id)
-
-
-def worker_count(strategy: Any) -> int:
-    """How many workers there are."""
-    return int(strategy.cluster_resolver.cluster_spec().num_tasks("worker"))
 
 
 def spread_seeds(model: Any, strategy: Any) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from transferkit.building.graph_model import GraphModel
 from transferkit.building.replicas import gathered_rows, own_places
 from transferkit.data import Data, is_arrays, row_count, rows_of
+from transferkit.placement import worker_number
 from transferkit.tuning.cache_settings import CacheSettings
 from transferkit.tuning.features import Features, compute, memory_left
 from transferkit.tuning.fingerprints import BLOCK
@@ -143,7 +144,7 @@ def _by_workers(prefix: GraphModel, data: Any, settings: CacheSettings, strategy
     """The features of all rows, of which each worker computes a share: whole blocks, so that they come out as those of one do."""
     begun = time.perf_counter()
     rows = len(data) if isinstance(data, Data) else row_count(data)
-    workers, index = strategy.num_replicas_in_sync, strategy.cluster_resolver.task_id
+    workers, index = strategy.num_replicas_in_sync, worker_number(strategy)
     blocks = -(-rows // BLOCK)
     cuts = [min(rows, BLOCK * (blocks * worker // workers)) for worker in range(workers)] + [rows]
     mine = np.arange(cuts[index], cuts[index + 1])

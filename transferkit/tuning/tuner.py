@@ -15,7 +15,7 @@ from transferkit.building.heads import heads_of
 from transferkit.building.scaling import unscaled
 from transferkit.data import Data, is_arrays, row_count, split
 from transferkit.errors import DataError, ModelError, PlanError, did_you_mean
-from transferkit.placement import Placement, is_chief, running
+from transferkit.placement import Placement, has_workers, is_chief, running
 from transferkit.tuning.cache_settings import CacheSettings
 from transferkit.tuning.caching import planned_split
 from transferkit.tuning.callbacks import TensorBoardLogs
@@ -33,7 +33,7 @@ from transferkit.tuning.noise import restore, set_stochastic_depth
 from transferkit.tuning.objectives import Objective, objective_of
 from transferkit.tuning.optimizers import changed
 from transferkit.tuning.phases import PhasePlan, resolve
-from transferkit.tuning.replicated import agreed_seed, check_alike, has_workers, spread_seeds
+from transferkit.tuning.replicated import agreed_seed, check_alike, spread_seeds
 from transferkit.tuning.resuming import Session, session
 from transferkit.tuning.run import PhaseRecord, Run
 from transferkit.tuning.schedules import Schedule
