@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from transferkit._keras import keras, tf
-from transferkit.building.graph import Call, Spec
+from transferkit.building.graph import Call, Spec, makes_mask
 
 __all__ = ["apply_norm", "is_kerass", "norm_constants", "simple_norms"]
 
@@ -48,7 +48,7 @@ def simple_norms(calls: Iterable[Call], specs: dict[int, Spec], *, loud: frozens
 def is_kerass(call: Call) -> bool:
     """Whether the call runs no code of the user's, and no mask comes of it."""
     operation = call.operation
-    if isinstance(operation, (keras.layers.Masking, keras.layers.Lambda)) or getattr(operation, "mask_zero", False):
+    if isinstance(operation, keras.layers.Lambda) or makes_mask(operation):
         return False
     return type(operation).__module__.split(".")[0] == "keras"
 

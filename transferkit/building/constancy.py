@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from transferkit._keras import keras, tf
-from transferkit.building.graph import Call, Graph, Spec
+from transferkit.building.graph import Call, Graph, Spec, makes_mask
 from transferkit.building.graph_model import AttachMask, ReadMask, as_declared, flat_inputs, run_call
 from transferkit.building.pca import PCA
 
@@ -217,7 +217,7 @@ class Constancy:
         """The bytes of every constant tensor, and which of them carry a mask."""
         constant = self.constant()
         calls = [self.graph.calls[index] for index in sorted(constant)]
-        run = any(not self._is_simple(call) or _makes_mask(call) for call in calls)
+        run = any(not self._is_simple(call) or makes_mask(call.operation) for call in calls)
         for number in (*self.graph.inputs, *(number for call in calls for number in call.outputs)):
             spec = self.graph.specs[number]
             shape = spec.shape[1:]
@@ -304,10 +304,6 @@ def _made_up(spec: Spec) -> Any:
     if tf.as_dtype(spec.dtype).is_floating:
         return tf.cast(np.random.default_rng(0).uniform(-1, 1, shape), spec.dtype)
     return tf.cast(np.random.default_rng(0).integers(0, 2, shape), spec.dtype)
-
-
-def _makes_mask(call: Call) -> bool:
-    return isinstance(call.operation, keras.layers.Masking) or bool(getattr(call.operation, "mask_zero", False))
 
 
 def _losses_added(call: Call) -> int:

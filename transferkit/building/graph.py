@@ -18,7 +18,7 @@ import numpy as np
 from transferkit._keras import keras, tf
 from transferkit.errors import ModelError
 
-__all__ = ["NOISE", "Call", "Graph", "Ref", "Spec", "is_functional", "trace", "trace_outer"]
+__all__ = ["NOISE", "Call", "Graph", "Ref", "Spec", "is_functional", "makes_mask", "trace", "trace_outer"]
 
 
 #: What `trainable=False` doesn't stop, though "frozen" is taken to mean it does. Each has its strength in a public attribute.
@@ -115,6 +115,11 @@ class _Placeholder(keras.Operation):
 
     def call(self, tensors: Any) -> Any:
         return tensors
+
+
+def makes_mask(operation: Any) -> bool:
+    """Whether what Keras knows of the layer says that it makes a mask."""
+    return isinstance(operation, keras.layers.Masking) or bool(getattr(operation, "mask_zero", False))
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from transferkit._keras import keras
+from transferkit.building.graph import makes_mask
 from transferkit.building.heads import leaf_layers
 from transferkit.errors import PlacementError, shorten
 from transferkit.tuning.phases import PhasePlan
@@ -59,7 +60,7 @@ def differences(model: Any, plans: Sequence[PhasePlan], strategy: Any) -> list[s
             f"Each of {replicas} replicas draws at random for itself, so one device would draw otherwise: {shorten(drawing)}."
         )
     # Keras takes the statistics of all replicas' rows only where there is no mask.
-    masks = any(_makes_masks(layer) for _, layer in leaf_layers(model))
+    masks = any(makes_mask(layer) for _, layer in leaf_layers(model))
     apart = [
         row.path for row in rows.values() if row.batch_norm == "adapts" and (masks or not hasattr(row.layer, "synchronized"))
     ]
@@ -87,10 +88,6 @@ def _idle(layer: Any) -> bool:
 def _silent(layer: Any, plans: Sequence[PhasePlan]) -> bool:
     """Whether the layer draws nothing in any phase."""
     return all(any(row.layer is layer and row.silenced for row in plan.layers) for plan in plans)
-
-
-def _makes_masks(layer: Any) -> bool:
-    return isinstance(layer, keras.layers.Masking) or bool(getattr(layer, "mask_zero", False))
 
 
 def _keeps(layer: Any) -> bool:
