@@ -250,7 +250,7 @@ def find_batch_size(
     if not is_arrays(data):
         raise DataError("Looking for a batch size.", found=f"data of type {type(data).__name__}", fix="give some rows as (x, y)")
     tuner = FineTuner() if tuner is None else tuner
-    plan = tuner.describe(model).phases[-1] if phase is None else phase_of(tuner, model, phase)
+    plan = phase_of(tuner, model, phase, default=-1)
     limit = _free_bytes() // 2 if limit is None else limit
     rows = row_count(data)
     found: list[tuple[int, int]] = []

@@ -131,7 +131,7 @@ def find_bottleneck(
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise PlanError("Looking for a bottleneck.", found=f"steps={steps!r}", fix="a whole number above 0, such as steps=20")
     tuner = FineTuner() if tuner is None else tuner
-    plan = phase_of(tuner, model, phase or tuner.phases()[-1].name)
+    plan = phase_of(tuner, model, phase, default=-1)
     first, data = first_rows(data, name="training data")
     objective = tuner.objective(model, first.y)
     with running(placement, model) as strategy, left_alone(model), in_effect(model, plan), whole_batch_norm(model, strategy):
@@ -140,6 +140,8 @@ def find_bottleneck(
         replicas = 1 if strategy is None else int(strategy.num_replicas_in_sync)
         if strategy is not None and own_steps(model):
             raise PlanError("Looking for a bottleneck.", found="a model with a step of its own", fix="measure it on one device")
+        # As tensors from here on: of both steps the same is timed.
+        held = Batch(*(None if part is None else tf.nest.map_structure(as_tensor, part) for part in held))
         share = Batch(*rows_of(held, slice(0, -(-rows // replicas))))
         loss = (objective.loss, objective.loss_weights)
         one = TrialSteps(model, *loss, tuner.make_optimizer(0.0))
@@ -196,5 +198,4 @@ def _shared_step(model: Any, strategy: Any, held: Batch, loss: tuple[Any, Any], 
     optimizer.build(model.trainable_variables)
     trained.compile(optimizer=optimizer, loss=loss[0], loss_weights=loss[1], jit_compile=False)
     step = tf.function(trained.train_step, autograph=False, reduce_retracing=True)
-    parts = [None if part is None else tf.nest.map_structure(as_tensor, part) for part in held]
-    return lambda: np.asarray(step(keras.utils.pack_x_y_sample_weight(*parts))["loss"])
+    return lambda: np.asarray(step(keras.utils.pack_x_y_sample_weight(*held))["loss"])

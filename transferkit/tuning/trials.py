@@ -109,13 +109,13 @@ def _mean_of_rows(loss: Any) -> Any:
     return found if found is None or isinstance(found, keras.losses.Loss) else MeanOfRows(found)
 
 
-def phase_of(tuner: Any, model: Any, phase: str | None) -> Any:
-    """The resolved phase of a plan that has that name; the first where none is given."""
+def phase_of(tuner: Any, model: Any, phase: str | None, *, default: int = 0) -> Any:
+    """The resolved phase of a plan that has that name; the one at `default` where none is given."""
     plans = tuner.describe(model).phases
     names = [plan.phase.name for plan in plans]
     if phase is not None and phase not in names:
         raise PlanError(f"Looking for the phase {phase!r} of a plan.", found=f"the phases {', '.join(map(repr, names))}")
-    return plans[0 if phase is None else names.index(phase)]
+    return plans[default if phase is None else names.index(phase)]
 
 
 def median_seconds(step: Callable[[], object], steps: int) -> float:
