@@ -16,12 +16,12 @@ from transferkit.errors import ModelError, TransferKitError
 
 __all__ = ["compile_as_saved"]
 
-_OPTIMIZERS = "SGD RMSprop Adam AdamW Adadelta Adagrad Adamax Adafactor Nadam Ftrl Lion Lamb Muon".split()  # noqa: SIM905
+_OPTIMIZERS = "SGD RMSprop Adam AdamW Adadelta Adagrad Adamax Adafactor Nadam Ftrl Lion Lamb Muon".split()  # noqa: SIM905 - a list of names reads better without quotes
 _LOSSES = """
     BinaryCrossentropy BinaryFocalCrossentropy CategoricalCrossentropy CategoricalFocalCrossentropy CategoricalHinge
     CosineSimilarity Dice Hinge Huber KLDivergence LogCosh MeanAbsoluteError MeanAbsolutePercentageError MeanSquaredError
     MeanSquaredLogarithmicError Poisson SparseCategoricalCrossentropy SquaredHinge Tversky
-""".split()  # noqa: SIM905
+""".split()  # noqa: SIM905 - a list of names reads better without quotes
 _METRICS = """
     AUC Accuracy BinaryAccuracy BinaryCrossentropy BinaryIoU CategoricalAccuracy CategoricalCrossentropy CategoricalHinge
     CosineSimilarity F1Score FBetaScore FalseNegatives FalsePositives Hinge IoU KLDivergence LogCoshError MeanAbsoluteError
@@ -29,7 +29,7 @@ _METRICS = """
     PrecisionAtRecall R2Score Recall RecallAtPrecision RootMeanSquaredError SensitivityAtSpecificity SparseCategoricalAccuracy
     SparseCategoricalCrossentropy SparseTopKCategoricalAccuracy SpecificityAtSensitivity SquaredHinge TopKCategoricalAccuracy
     TrueNegatives TruePositives
-""".split()  # noqa: SIM905
+""".split()  # noqa: SIM905 - a list of names reads better without quotes
 _SHORT = {
     "acc": "accuracy",
     "cosineproximity": "cosinesimilarity",
