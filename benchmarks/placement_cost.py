@@ -30,7 +30,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import keras
 import numpy as np
 import tensorflow as tf
-from clocks import Clock
+from clocks import Clock, settle
 
 import transferkit as tk
 from transferkit.cluster import Cluster
@@ -74,7 +74,7 @@ def placed(placement: tk.Placement | None, x: Any, y: Any) -> tuple[list[float],
 
 
 def cost(turns: int) -> dict[str, float]:
-    x, y = pictures(4 * ROWS)  # 80 steps: each epoch opens its data anew, for about 25 ms, whatever it does
+    x, y = pictures()
     ways = {
         "fit": by_keras,
         "transferkit": functools.partial(placed, None),
@@ -85,6 +85,7 @@ def cost(turns: int) -> dict[str, float]:
         weights = {}
         order = list(ways)
         for name in order[turn % 3 :] + order[: turn % 3]:
+            settle()
             taken, model = ways[name](x, y)
             seconds[name] += taken
             weights[name] = model.get_weights()

@@ -556,7 +556,7 @@ def test_every_epoch_has_an_order_of_its_own_and_each_row_once() -> None:
     orders = [epoch_order(50, seed=1, epoch=epoch) for epoch in range(3)]
     assert all(sorted(order) == list(range(50)) for order in orders)
     assert not np.array_equal(orders[0], orders[1])
-    dataset = ordered_dataset((np.arange(50), np.arange(50)), batch_size=16, order=lambda: orders[0])
+    dataset = ordered_dataset((np.arange(50), np.arange(50)), batch_size=16, orders=lambda: orders[:1])
     assert [len(x) for x, _ in dataset] == [16, 16, 16, 2]
     np.testing.assert_array_equal(np.concatenate([x for x, _ in dataset]), orders[0])
 

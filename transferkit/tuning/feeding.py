@@ -7,7 +7,7 @@ sorted by class are one class. Arrays are therefore ordered here: epoch `e` of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,18 +42,19 @@ def ordered_dataset(
     data: Any,
     *,
     batch_size: int,
-    order: Callable[[], np.ndarray[Any, Any]],
+    orders: Callable[[], Iterable[np.ndarray[Any, Any]]],
     counted: bool = True,
     failed: Callable[[BaseException], None] | None = None,
     own: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """A `tf.data.Dataset` of batches in the order that `order()` gives each time it is gone over anew.
+    """A `tf.data.Dataset` of batches, in one order of the rows after the other.
 
     Args:
         data: `(x, y)` or `(x, y, sample_weight)` of arrays, or a `Data`.
         batch_size: Rows in a batch; the last may be smaller.
-        order: Gives the row numbers; called at the start of each pass.
-        counted: Whether each pass takes all rows, so that the data set can tell how many batches it has.
+        orders: Gives the row numbers of each pass over the rows; called each time the data set is gone over anew. No batch has
+            rows of two passes.
+        counted: Whether it is one pass that takes all rows, so that the data set can tell how many batches it has.
         failed: Told of an error in reading rows, which TensorFlow puts into words of its own.
         own: Gives the places within a batch of so many rows that this process needs the inputs of. What must be read is then
             read of these only, and the inputs stand under `OWN_ROWS`; labels are always of the whole batch.
@@ -63,13 +64,10 @@ def ordered_dataset(
     # As `fit` has it on arrays: a size that is the same for all batches is known to the graph of a step, which is faster by 5%.
     full = rows % batch_size == 0 and not tf.distribute.has_strategy()
 
-    def passes() -> Iterator[np.ndarray[Any, Any]]:
-        yield order()
-
     def cut(indices: Any) -> Any:
         return tf.data.Dataset.from_tensor_slices(indices).batch(batch_size, drop_remainder=full)
 
-    indices = tf.data.Dataset.from_generator(passes, output_signature=tf.TensorSpec((None,), tf.int64)).flat_map(cut)
+    indices = tf.data.Dataset.from_generator(orders, output_signature=tf.TensorSpec((None,), tf.int64)).flat_map(cut)
     dataset = _read_rows(indices, data, failed, own) if isinstance(data, Data) else _gather_rows(indices, data)
     options = tf.data.Options()
     # Rows must go to replicas as they come, not file by file: there are no files.

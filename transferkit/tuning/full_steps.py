@@ -22,10 +22,12 @@ class FullSteps:
         model: Built and compiled.
         stream: The batches.
         each: How many steps are taken before callbacks are told.
+        epochs: One past the last epoch.
     """
 
-    def __init__(self, model: Any, stream: Stream, *, each: int = 1) -> None:
+    def __init__(self, model: Any, stream: Stream, *, each: int = 1, epochs: int) -> None:
         self._model, self._stream = model, stream
+        stream.may_go_on(model.steps_per_execution, epochs)
         self._each = each
         self._known = stream.steps
         #: Whether an epoch goes on in the pass of the one before.
@@ -96,8 +98,10 @@ class FullSteps:
         return figures if isinstance(logs, dict) and set(figures) == set(logs) else logs
 
     def _end_pass(self) -> None:
-        self._stream.iterator = None
-        self._stream.number, self._stream.seen = self._stream.number + 1, 0
+        stream = self._stream
+        if not stream.goes_on():
+            stream.iterator = None
+        stream.number, stream.seen = stream.number + 1, 0
 
     def _take(self, iterator: Any, most: int | None = None) -> Any:
         """Takes the steps that callbacks hear of as one, `most` at most; gives the last one's figures."""

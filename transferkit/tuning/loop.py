@@ -174,7 +174,7 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
     if isinstance(validation, Data) or is_arrays(validation):
         val_rows = len(validation) if isinstance(validation, Data) else row_count(validation)
         validation = ordered_dataset(
-            validation, batch_size=job.batch_size, order=lambda: np.arange(val_rows), own=own_places(job.strategy)
+            validation, batch_size=job.batch_size, orders=lambda: [np.arange(val_rows)], own=own_places(job.strategy)
         )
     validation = job.targets.validation(validation)
     check_start(model)
@@ -270,7 +270,9 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
                 model.jit_compile = jit
             if job.verbose:
                 print(words)
-            in_full = FullSteps(trained, stream, each=job.steps_per_execution) if cached is None else None
+            in_full = None
+            if cached is None:
+                in_full = FullSteps(trained, stream, each=job.steps_per_execution, epochs=begun + plan.phase.epochs)
             watch.begin_phase(
                 index,
                 plan,

@@ -130,7 +130,14 @@ def one_hot_labels(data: Any, classes: int) -> Any:
 
 
 def mixed(
-    data: Any, *, kind: str, alpha: float, seed: int, epoch: Callable[[], int], start: Callable[[], int] = lambda: 0
+    data: Any,
+    *,
+    kind: str,
+    alpha: float,
+    seed: int,
+    epoch: Callable[[], int],
+    start: Callable[[], int] = lambda: 0,
+    steps: int | None = None,
 ) -> Any:
     """The batches of `data`, mixed, in the same order.
 
@@ -141,28 +148,40 @@ def mixed(
         seed: Of the run.
         epoch: Gives the number of the epoch, asked at the start of each pass.
         start: Gives the number of the pass's first batch, for a `tf.data.Dataset` that begins within an epoch.
+        steps: Batches in an epoch, for a `tf.data.Dataset` that may go on into the next.
     """
 
     def transform(parts: tuple[Any, ...], number: Any, batch: Any) -> tuple[Any, ...]:
         return mix_batch(parts, kind=kind, alpha=alpha, seed=seed, epoch=number, batch=batch)
 
-    return transformed(data, transform, epoch=epoch, start=start)
+    return transformed(data, transform, epoch=epoch, start=start, steps=steps)
 
 
 Transform = Callable[[tuple[Any, ...], Any, Any], tuple[Any, ...]]
 
 
-def transformed(data: Any, transform: Transform, *, epoch: Callable[[], int], start: Callable[[], int] = lambda: 0) -> Any:
+def transformed(
+    data: Any,
+    transform: Transform,
+    *,
+    epoch: Callable[[], int],
+    start: Callable[[], int] = lambda: 0,
+    steps: int | None = None,
+) -> Any:
     """`data` with each batch passed through `transform(parts, epoch, batch number)`."""
     if isinstance(data, tf.data.Dataset):
         numbers = tf.data.Dataset.from_generator(
             lambda: iter([(epoch(), start())]), output_signature=(tf.TensorSpec((), tf.int64), tf.TensorSpec((), tf.int64))
         )
 
-        def one_pass(number: Any, first: Any) -> Any:
-            return data.enumerate(first).map(lambda batch, *parts: transform(_parts(parts), number, batch), tf.data.AUTOTUNE)
+        def numbered(number: Any, first: Any) -> Any:
+            def change(batch: Any, *parts: Any) -> Any:
+                epochs, place = (0, batch) if steps is None else (batch // steps, batch % steps)
+                return transform(_parts(parts), number + epochs, place)
 
-        whole = numbers.flat_map(one_pass)
+            return data.enumerate(first).map(change, tf.data.AUTOTUNE)
+
+        whole = numbers.flat_map(numbered)
         size = int(data.cardinality())
         if size >= 0:
             whole = whole.apply(tf.data.experimental.assert_cardinality(size))

@@ -215,14 +215,22 @@ class Targets:
         """Validation data as the objective takes it."""
         return data if data is None or self.classes is None else one_hot_labels(data, self.classes)
 
-    def training(self, batches: Any, *, seed: int, epoch: Callable[[], int], start: Callable[[], int] = lambda: 0) -> Any:
+    def training(
+        self,
+        batches: Any,
+        *,
+        seed: int,
+        epoch: Callable[[], int],
+        start: Callable[[], int] = lambda: 0,
+        steps: int | None = None,
+    ) -> Any:
         """Batches of training data as the objective takes them, mixed where the plan says so."""
         if self.classes is not None:
             batches = one_hot_labels(batches, self.classes)
         if self.mixing is None:
             return batches
         kind, alpha = self.mixing
-        return mixed(batches, kind=kind, alpha=alpha, seed=seed, epoch=epoch, start=start)
+        return mixed(batches, kind=kind, alpha=alpha, seed=seed, epoch=epoch, start=start, steps=steps)
 
 
 def unsettled(plans: Sequence[PhasePlan], records: Sequence[PhaseRecord]) -> list[str]:

@@ -70,6 +70,8 @@ class Stream:
         self.opened, self.ended = 0, 0
         self._failure: BaseException | None = None
         self._rows = isinstance(data, Data) or is_arrays(data)
+        #: Up to which pass one iterator may go on; None: each pass has one of its own. Opening one takes about as long as a step.
+        self.until: int | None = None
         #: Whether it can be gone over once only.
         self.once = hasattr(data, "__next__")
         #: Batches in one pass, or None where that can't be told.
@@ -163,18 +165,41 @@ class Stream:
         data = self._data
         if self._rows:
             dataset = ordered_dataset(
-                data, batch_size=self._size, order=self._order, counted=False, failed=self._failed, own=self._own
+                data, batch_size=self._size, orders=self._orders, counted=False, failed=self._failed, own=self._own
             )
         elif isinstance(data, tf.data.Dataset):
             dataset = self._looked_at(data)
         else:
             dataset = self._generated()
-        dataset = self._targets.training(dataset, seed=self._seed, epoch=lambda: self.number, start=lambda: self._first)
+        dataset = self._targets.training(
+            dataset,
+            seed=self._seed,
+            epoch=lambda: self.number,
+            start=lambda: self._first,
+            steps=self.batches if self._rows else None,
+        )
         return dataset if self._weight is None else _weighted(dataset, self._weight)
 
-    def _order(self) -> Any:
+    def _orders(self) -> Iterator[Any]:
         rows = len(self._data) if isinstance(self._data, Data) else row_count(self._data)
-        return epoch_order(rows, seed=self._seed, epoch=self.number)[self._first * self._size :]
+        first = self._first * self._size
+        for number in range(self.number, self.number + 1 if self.until is None else self.until):
+            yield epoch_order(rows, seed=self._seed, epoch=number)[first:]
+            first = 0
+
+    def goes_on(self) -> bool:
+        """Whether the iterator, at the end of its pass, has the next one too."""
+        return self.until is not None and self.seen == self.batches
+
+    def may_go_on(self, together: int, until: int) -> None:
+        """Lets one iterator go over all passes before `until`, where nothing but its end could tell where a pass ends.
+
+        Args:
+            together: Batches that are taken at once, which must not be of two passes.
+            until: One past the last pass.
+        """
+        alone = self._rows and not tf.distribute.has_strategy()  # replicas ask at each batch whether there is one for all
+        self.until = until if alone and self._given_steps is None and self.batches and not self.batches % together else None
 
     @contextlib.contextmanager
     def failing(self) -> Iterator[None]:

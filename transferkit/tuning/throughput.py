@@ -162,7 +162,7 @@ def _reading(data: Any, batch_size: int, steps: int, strategy: Any) -> tuple[flo
         source = ordered_dataset(
             data,
             batch_size=batch_size,
-            order=lambda: epoch_order(rows, seed=0, epoch=0),
+            orders=lambda: [epoch_order(rows, seed=0, epoch=0)],
             own=own_places(strategy),
         )
     elif isinstance(data, tf.data.Dataset):
