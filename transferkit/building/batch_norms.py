@@ -10,24 +10,44 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from transferkit._keras import keras, tf
 from transferkit.building.graph import Call, Spec, makes_mask
 
-__all__ = ["apply_norm", "is_kerass", "norm_constants", "simple_norms"]
+__all__ = ["Norm", "apply_norm", "is_kerass", "norm_constants", "simple_norms"]
 
 Shape: TypeAlias = tuple[int | None, ...]
 
-
 #: Values in a row of the input from which on its last two axes are taken for one: TensorFlow spreads a few channels slowly.
 _LARGE = 1 << 12
+#: Layers that TensorFlow sums nothing in. The order of a sum of several is its own choice ((x * a + b) + y isn't taken as it
+#: stands), which it makes only where all of it is of one shape.
+_SUMLESS = tuple(
+    getattr(keras.layers, name)
+    for name in (
+        *("ReLU", "LeakyReLU", "Activation", "Conv1D", "Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense", "Flatten"),
+        *("ZeroPadding2D", "Cropping2D", "AveragePooling2D", "MaxPooling2D", "GlobalAveragePooling2D", "GlobalMaxPooling2D"),
+    )
+)
 
 
-def simple_norms(calls: Iterable[Call], specs: dict[int, Spec], *, loud: frozenset[int]) -> dict[int, Shape]:
-    """The calls of float32 BatchNorm in inference mode, by index, with the shape of their input.
+class Norm(NamedTuple):
+    """A BatchNorm that can be taken for a factor and an offset.
+
+    Args:
+        shape: Of its input.
+        joined: Whether the last two axes are taken for one.
+    """
+
+    shape: Shape
+    joined: bool
+
+
+def simple_norms(calls: Iterable[Call], specs: dict[int, Spec], *, loud: frozenset[int]) -> dict[int, Norm]:
+    """The calls of float32 BatchNorm in inference mode, by index.
 
     None where a mask may be about, which only Keras's own call hands on.
     """
@@ -35,13 +55,14 @@ def simple_norms(calls: Iterable[Call], specs: dict[int, Spec], *, loud: frozens
     if not all(is_kerass(call) for call in calls):
         return {}
     found = {}
+    summed = {number for call in calls if type(call.operation) not in _SUMLESS for number in call.inputs}
     for index, call in enumerate(calls):
         layer = call.operation
         if type(layer) is not keras.layers.BatchNormalization or index in loud or layer.compute_dtype != "float32":
             continue
         (number,) = call.inputs
         if specs[number].dtype == "float32" and layer.activity_regularizer is None:
-            found[index] = specs[number].shape
+            found[index] = Norm(specs[number].shape, joined=not summed.intersection(call.outputs))
     return found if found and _formula_holds() else {}
 
 
@@ -53,8 +74,9 @@ def is_kerass(call: Call) -> bool:
     return type(operation).__module__.split(".")[0] == "keras"
 
 
-def norm_constants(layer: Any, shape: Shape) -> tuple[Any, Any]:
-    """The factor and the offset of a BatchNorm whose input has that shape, by Keras's own operations."""
+def norm_constants(layer: Any, norm: Norm) -> tuple[Any, Any]:
+    """The factor and the offset of a BatchNorm, by Keras's own operations."""
+    shape = norm.shape
     factor = tf.math.rsqrt(_value(layer.moving_variance) + layer.epsilon)
     if layer.scale:
         factor = factor * _value(layer.gamma)
@@ -67,7 +89,7 @@ def norm_constants(layer: Any, shape: Shape) -> tuple[Any, Any]:
         spread = [1] * len(shape)
         spread[axis] = -1
         return tf.reshape(factor, spread), tf.reshape(offset, spread)
-    if last > 1 and None not in shape[1:] and math.prod(length or 1 for length in shape[1:]) >= _LARGE:
+    if norm.joined and last > 1 and None not in shape[1:] and math.prod(length or 1 for length in shape[1:]) >= _LARGE:
         return tf.tile(factor, shape[-2:-1]), tf.tile(offset, shape[-2:-1])
     return factor, offset
 
@@ -96,7 +118,7 @@ def _formula_holds() -> bool:
         for variable in layer.weights:
             variable.assign(random.uniform(0.1, 2.0, variable.shape).astype("float32"))
         made.append(layer)
-    constants = [norm_constants(layer, x.shape) for layer in made]
+    constants = [norm_constants(layer, Norm(x.shape, joined=True)) for layer in made]
 
     def both(tensor: Any, given: Any) -> Any:
         pairs = zip(given, made, strict=True)

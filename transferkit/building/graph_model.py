@@ -114,7 +114,7 @@ class GraphModel(keras.Model):
             plain = frozenset() if masked else _plain_calls(calls, self._all_specs.value)
             self._function.value = norms, tf.function(lambda x, given: self._run(x, False, given, plain), autograph=False)
         norms, function = self._function.value
-        constants = {index: norm_constants(calls[index].operation, shape) for index, shape in norms.items()}
+        constants = {index: norm_constants(calls[index].operation, norm) for index, norm in norms.items()}
         if like is not None:
             function.get_concrete_function(like, constants)
         return lambda x: function(x, constants)

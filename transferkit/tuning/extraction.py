@@ -79,8 +79,6 @@ class Extraction:
                         function = self._function(x)
                         if traced is not None:
                             traced()
-                        yield one(x)
-                        continue
                     waiting.append(pool.submit(one, x))
                     if len(waiting) > 2 * self._threads:
                         yield waiting.popleft().result()
