@@ -27,6 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
+from clocks import settle
 
 import transferkit as tk
 from transferkit.tuning.feeding import epoch_order
@@ -166,6 +167,7 @@ def measured(given: Any, network: str, cut: str, train: Any, test: Any, classes:
         models, histories = [], []
         for name, way in (("keras", by_keras), ("cached", by_cache)):
             model = model_of(network, given.size, classes, random=given.random)
+            settle()
             taken, history = way(model, up_to, train, test, epochs)
             seconds[name].append(taken)
             models.append(model)

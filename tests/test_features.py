@@ -60,7 +60,7 @@ def test_features_are_what_predict_gives_to_the_bit(cores: int, monkeypatch: pyt
 def test_a_large_batch_norm_is_what_predict_gives_to_the_bit_whatever_takes_it(joined: str) -> None:
     # TensorFlow puts (x * a + b) + y into an order of its own, which it can't where something stands in between.
     keras.utils.set_random_seed(0)
-    x = keras.Input((24, 24, 3))
+    x = keras.Input((56, 56, 3))
     y = layers.Conv2D(12, 3, padding="same")(x)
     normed = layers.BatchNormalization()(layers.Conv2D(12, 1)(y))
     if joined == "after an activation":
@@ -72,7 +72,7 @@ def test_a_large_batch_norm_is_what_predict_gives_to_the_bit_whatever_takes_it(j
         layer.trainable = False
         if isinstance(layer, layers.BatchNormalization):
             layer.set_weights([random.uniform(0.2, 2.0, weight.shape) for weight in layer.get_weights()])
-    rows = random.normal(size=(96, 24, 24, 3)).astype("float32")
+    rows = random.normal(size=(96, 56, 56, 3)).astype("float32")
     assert np.array_equal(compute(split(model).prefix, (rows,)).arrays[0], _expected(model, rows))
 
 

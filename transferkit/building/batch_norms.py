@@ -21,8 +21,9 @@ __all__ = ["Norm", "apply_norm", "is_kerass", "norm_constants", "simple_norms"]
 
 Shape: TypeAlias = tuple[int | None, ...]
 
-#: Values in a row of the input from which on its last two axes are taken for one: TensorFlow spreads a few channels slowly.
-_LARGE = 1 << 12
+#: Values in a row of the input from which on its last two axes are taken for one: TensorFlow spreads a few channels slowly, but
+#: each such layer takes a millisecond more to trace.
+_LARGE = 1 << 15
 #: Layers that TensorFlow sums nothing in. The order of a sum of several is its own choice ((x * a + b) + y isn't taken as it
 #: stands), which it makes only where all of it is of one shape.
 _SUMLESS = tuple(
