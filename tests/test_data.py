@@ -91,7 +91,23 @@ def test_a_folder_of_pictures_trains_and_is_evaluated(tmp_path: Path) -> None:
         .fit(model, data, validation_data=0.3, batch_size=2, verbose=0)
     )
     assert len(run.history["val_loss"]) == 2
-    assert 0 <= float(tk.Evaluator("accuracy").run(model, data)["accuracy"]) <= 1
+    result = tk.Evaluator("accuracy").run(model, data)
+    assert 0 <= float(result["accuracy"]) <= 1
+    mistakes = result.mistakes(inputs=data)
+    assert mistakes.files == tuple(data.files[row] for row in mistakes.index)
+    assert all(Path(path).parent.name == label for path, label in zip(mistakes.files, mistakes.labels, strict=True))
+    assert [row["files"] for row in mistakes.records()] == mistakes.to_dict().get("files", []) == list(mistakes.files)
+    assert all(path in str(mistakes) for path in mistakes.files)
+
+
+def test_files_stay_with_their_rows(tmp_path: Path) -> None:
+    data = tk.Data.image_folder(pictures(tmp_path / "photos"), size=(8, 8))
+    assert [Path(path).parent.name for path in data.files] == [data.class_names[label] for label in data.labels]
+    chosen = data.take(np.array([5, 0, 5]))
+    assert chosen.files == tuple(data.files[row] for row in (5, 0, 5))
+    assert tk.Data.concat(chosen, data).map(lambda x: x).files == chosen.files + data.files
+    arrays = tk.Data.arrays(np.zeros((2, 8, 8, 3)), np.array([0, 1]), class_names=data.class_names)
+    assert arrays.files == tk.Data.concat(arrays, data).files == ()
 
 
 def test_take_and_split_say_which_rows_they_give() -> None:

@@ -154,6 +154,7 @@ class Data:
         in_memory: bool = False,
         bad: Sequence[BadImage] = (),
         notes: Sequence[str] = (),
+        files: Sequence[str] = (),
     ) -> None:
         self._read = read
         self._size = size
@@ -165,6 +166,8 @@ class Data:
         self.bad = tuple(bad)
         #: What else is worth knowing of the data, in words: files named as another format, photographs that were turned, twins.
         self.notes = tuple(notes)
+        #: The file that each row is read from, or ().
+        self.files = tuple(files)
         #: The labels of all rows, or None.
         self.labels = labels
         #: The names of the classes 0, 1, 2 …, or ().
@@ -241,6 +244,7 @@ class Data:
             source=f"image_folder({str(Path(folder))!r})",
             bad=files.bad,
             notes=files.notes,
+            files=files.paths,
         )
 
     @classmethod
@@ -301,6 +305,7 @@ class Data:
             in_memory=all(part.in_memory for part in parts),
             bad=[one for part in parts for one in part.bad],
             notes=[note for part in parts for note in part.notes],
+            files=[name for part in parts for name in part.files] if all(part.files for part in parts) else (),
         )
 
     def __len__(self) -> int:
@@ -314,7 +319,15 @@ class Data:
         """The rows with those numbers, in that order, as NumPy arrays."""
         return self._read(np.asarray(index))
 
-    def _with(self, *, read: Callable[[Array], Batch], labels: Any, size: int, whole: tuple[Data, Array] | None = None) -> Data:
+    def _with(
+        self,
+        *,
+        read: Callable[[Array], Batch],
+        labels: Any,
+        size: int,
+        files: Sequence[str],
+        whole: tuple[Data, Array] | None = None,
+    ) -> Data:
         return Data(
             read=read,
             labels=labels,
@@ -325,6 +338,7 @@ class Data:
             in_memory=self.in_memory,
             bad=self.bad,
             notes=self.notes,
+            files=files,
         )
 
     def take(self, index: Array) -> Data:
@@ -333,7 +347,11 @@ class Data:
         labels = None if self.labels is None else tf.nest.map_structure(lambda part: np.asarray(part)[chosen], self.labels)
         whole, numbers = self.whole
         return self._with(
-            read=lambda inner: self._read(chosen[inner]), labels=labels, size=len(chosen), whole=(whole, numbers[chosen])
+            read=lambda inner: self._read(chosen[inner]),
+            labels=labels,
+            size=len(chosen),
+            files=[self.files[row] for row in chosen] if self.files else (),
+            whole=(whole, numbers[chosen]),
         )
 
     @property
@@ -354,7 +372,7 @@ class Data:
             rows = self._read(index)
             return rows._replace(x=tf.nest.map_structure(np.asarray, function(rows.x)))
 
-        return self._with(read=read, labels=self.labels, size=self._size)
+        return self._with(read=read, labels=self.labels, size=self._size, files=self.files)
 
     def balanced(self, *, seed: int, each: int | None = None) -> Data:
         """As many rows of each class: the rarer ones come more than once. For training data only, and after `split`.

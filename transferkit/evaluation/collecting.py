@@ -196,6 +196,7 @@ class Collected:
         keras_metrics: Values of the Keras metrics that ran beside, by name.
         class_names: The names of the classes that the data, or else the model, has.
         losses_by_row: Whether rows have losses of their own, rather than their batch's mean.
+        doubts: What looked wrong with the inputs, and was warned of.
     """
 
     outputs: NDArray[np.generic]
@@ -209,6 +210,7 @@ class Collected:
     keras_metrics: dict[str, float]
     class_names: tuple[str, ...] = ()
     losses_by_row: bool = True
+    doubts: tuple[str, ...] = ()
 
 
 def collect(
@@ -289,6 +291,7 @@ class _Pass:
         self.step: Any = None
         self.by_row = True
         self.replicas: Replicas | None = None
+        self.doubts: tuple[str, ...] = ()
 
     def _predict(self, x: Any, y: Any) -> tuple[Any, Any]:
         if self.replicas is None:
@@ -356,6 +359,7 @@ class _Pass:
         if not self.outputs:
             self._check_shapes(batch.x)
             if flat := unscaled(self.model, batch.x):
+                self.doubts = (flat,)
                 warnings.warn(flat, stacklevel=4)
         _finite_inputs(batch.x, self.rows, self.asked)
         if not self.outputs and self.loss is None:
@@ -417,6 +421,7 @@ class _Pass:
             keras_metrics={metric.name: float(np.asarray(metric.result())) for metric in metrics},
             class_names=self.head.class_names,
             losses_by_row=self.by_row,
+            doubts=self.doubts,
         )
 
     def _task(self, y: NDArray[np.generic], shape: tuple[int, ...]) -> Task:

@@ -206,6 +206,7 @@ class Evaluator(Plan):
             loss_name=collected.loss_name,
             output=output or "",
             positions=collected.positions,
+            doubts=collected.doubts,
         )
 
     def _uncertainty(self) -> Uncertainty:

@@ -8,11 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transferkit._keras import tf
-from transferkit.data import batches
+from transferkit.data import Data, batches
 from transferkit.errors import DataError
 from transferkit.evaluation.rows import Rows
 
-__all__ = ["inputs_of"]
+__all__ = ["files_of", "inputs_of"]
+
+
+def files_of(data: Any, index: NDArray[np.int64]) -> tuple[str, ...]:
+    """The files that chosen rows were read from; () for data that comes from elsewhere."""
+    files = data.files if isinstance(data, Data) else ()
+    return tuple(files[row] for row in index) if files else ()
 
 
 def inputs_of(data: Any, index: NDArray[np.int64], rows: Rows, *, output: str = "") -> Any:

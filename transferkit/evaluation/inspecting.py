@@ -215,6 +215,7 @@ class Mistakes(Tabular):
         rows: Out of how many rows.
         title: What they are.
         inputs: The inputs of these rows, where they were asked for.
+        files: The files of these rows, where the inputs were asked for and come from files; else ().
     """
 
     index: NDArray[np.int64]
@@ -226,6 +227,7 @@ class Mistakes(Tabular):
     rows: int
     title: str
     inputs: Any = None
+    files: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -237,7 +239,10 @@ class Mistakes(Tabular):
             for i, label, other, p, q in zip(self.index, self.labels, self.instead, self.confidence, self.of_label, strict=True)
         ]
         title = f"{self.title}: {len(self)} of {self.found} (of {self.rows:,} rows)"
-        return Table((">row", "label", "model says", ">with probability", ">of the label"), body, title=title)
+        columns = (">row", "label", "model says", ">with probability", ">of the label")
+        if self.files:
+            columns, body = (*columns, "file"), [(*row, name) for row, name in zip(body, self.files, strict=True)]
+        return Table(columns, body, title=title)
 
     def to_dict(self) -> dict[str, Any]:
         """The rows as lists, without inputs."""
@@ -249,11 +254,12 @@ class Mistakes(Tabular):
             "of_label": self.of_label.tolist(),
             "found": self.found,
             "rows": self.rows,
+            **({"files": list(self.files)} if self.files else {}),
         }
 
     def records(self) -> list[dict[str, Any]]:
         """One dict a row."""
-        names = ("index", "labels", "instead", "confidence", "of_label")
+        names = ("index", "labels", "instead", "confidence", "of_label", *(["files"] if self.files else []))
         columns = [np.asarray(getattr(self, name)).tolist() for name in names]
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 

@@ -15,7 +15,7 @@ from transferkit.errors import EvaluationError, did_you_mean
 from transferkit.evaluation.calibration import Reliability, reliability
 from transferkit.evaluation.comparing import Comparison, TransferGain, compare_rows
 from transferkit.evaluation.estimating import Estimate, Scored, Uncertainty, estimates_of, greater_is_better
-from transferkit.evaluation.fetching import inputs_of
+from transferkit.evaluation.fetching import files_of, inputs_of
 from transferkit.evaluation.inspecting import (
     Confusion,
     Mistakes,
@@ -51,6 +51,7 @@ class Evaluation(Tabular, Mapping[str, Estimate]):
         loss_name: The loss's name in Keras.
         output: The output that was judged, for a model of several.
         positions: Positions of each example (1, or more for outputs with inner axes).
+        doubts: What looked wrong with the inputs; part of `notes`.
     """
 
     estimates: Mapping[str, Estimate]
@@ -61,6 +62,7 @@ class Evaluation(Tabular, Mapping[str, Estimate]):
     loss_name: str = ""
     output: str = ""
     positions: int = 1
+    doubts: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Estimate:
         try:
@@ -111,7 +113,7 @@ class Evaluation(Tabular, Mapping[str, Estimate]):
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the figures must know."""
-        notes = []
+        notes = list(self.doubts)
         missing = self.rows.missing
         if missing:
             shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
@@ -262,8 +264,8 @@ class Evaluation(Tabular, Mapping[str, Estimate]):
 
         Args:
             n: How many at most.
-            inputs: The data that was evaluated, to have the inputs of these rows beside them. It is gone over once; when its
-                labels come in another order than before that is an error.
+            inputs: The data that was evaluated, to have the inputs of these rows beside them, and their files where it is read
+                from files. It is gone over once; when its labels come in another order than before that is an error.
         """
         return self._with_inputs(mistakes_of(self.rows, n), inputs)
 
@@ -279,7 +281,8 @@ class Evaluation(Tabular, Mapping[str, Estimate]):
     def _with_inputs(self, chosen: Mistakes, data: Any) -> Mistakes:
         if data is None:
             return chosen
-        return replace(chosen, inputs=inputs_of(data, chosen.index, self.rows, output=self.output))
+        inputs = inputs_of(data, chosen.index, self.rows, output=self.output)
+        return replace(chosen, inputs=inputs, files=files_of(data, chosen.index))
 
     def reliability(self, *, bins: int = 15, equal_mass: bool = False) -> Reliability:
         """Confidence against accuracy, bin by bin.
