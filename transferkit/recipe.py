@@ -27,8 +27,8 @@ from transferkit.evaluation.evaluator import Evaluator
 from transferkit.evaluation.report import Evaluation
 from transferkit.placement import Placement, check_placement
 from transferkit.tuning.fronts import outputs_of
-from transferkit.tuning.resuming import stored_seed
 from transferkit.tuning.run import Run
+from transferkit.tuning.sessions import stored_seed
 from transferkit.tuning.tuner import FineTuner
 from transferkit.weights.loader import WeightLoader
 from transferkit.weights.report import LoadReport

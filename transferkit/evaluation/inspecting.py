@@ -234,12 +234,12 @@ class Mistakes(Tabular):
 
     def table(self) -> Table:
         """The rows as a table."""
-        body = [
+        body: list[tuple[str, ...]] = [
             (str(i), label, other, f"{p:.4f}", f"{q:.4f}")
             for i, label, other, p, q in zip(self.index, self.labels, self.instead, self.confidence, self.of_label, strict=True)
         ]
         title = f"{self.title}: {len(self)} of {self.found} (of {self.rows:,} rows)"
-        columns = (">row", "label", "model says", ">with probability", ">of the label")
+        columns: tuple[str, ...] = (">row", "label", "model says", ">with probability", ">of the label")
         if self.files:
             columns, body = (*columns, "file"), [(*row, name) for row, name in zip(body, self.files, strict=True)]
         return Table(columns, body, title=title)

@@ -34,9 +34,10 @@ from transferkit.tuning.objectives import Objective, objective_of
 from transferkit.tuning.optimizers import changed
 from transferkit.tuning.phases import PhasePlan, resolve
 from transferkit.tuning.replicated import agreed_seed, check_alike, spread_seeds
-from transferkit.tuning.resuming import Session, session
+from transferkit.tuning.resuming import Session
 from transferkit.tuning.run import PhaseRecord, Run
 from transferkit.tuning.schedules import Schedule
+from transferkit.tuning.sessions import session
 from transferkit.tuning.settings import Settings, unsettled, worse_than_chance
 from transferkit.tuning.steps import TuningSteps, fresh
 
