@@ -137,6 +137,7 @@ def _around_difference(one: str, other: str) -> tuple[str, str]:
 def environment() -> dict[str, str]:
     """What besides model and data decides the bits of a computation, threads excepted."""
     flags = ""
+    rewriting = [f"{name}={value}" for name, value in sorted(tf.config.optimizer.get_experimental_options().items())]
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
@@ -148,7 +149,7 @@ def environment() -> dict[str, str]:
         "devices": ", ".join(device.device_type for device in tf.config.list_physical_devices()),
         "float type": keras.config.floatx(),
         "image data format": keras.config.image_data_format(),
-        "graph optimizer": str(tf.config.optimizer.get_experimental_options()),
+        "setting of TensorFlow's graph optimizer": ", ".join(rewriting) or "none",
     }
 
 
