@@ -100,6 +100,31 @@ def test_a_folder_of_pictures_trains_and_is_evaluated(tmp_path: Path) -> None:
     assert all(path in str(mistakes) for path in mistakes.files)
 
 
+@pytest.mark.parametrize("entry", ["fit", "run", "arrays"])
+def test_lists_and_tables_are_told_what_they_are(entry: str) -> None:
+    class DataFrame:
+        """As far as a table of pandas is asked."""
+
+        shape = (2, 3)
+
+        def to_numpy(self) -> Any:
+            return np.zeros((2, 3))
+
+    model = tk.ModelBuilder((3,)).classifier(2).build(seed=0)
+    plan = tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=1)
+    take = {
+        "fit": lambda data: plan.fit(model, data, verbose=0),
+        "run": lambda data: tk.Evaluator("accuracy").run(model, data),
+        "arrays": lambda data: tk.Data.arrays(*data),
+    }[entry]
+    with pytest.raises(errors.DataError) as caught:
+        take((DataFrame(), [0, 1]))
+    assert caught.value.found == ("x as a DataFrame", "y as a list of int")
+    assert caught.value.fix == 'x.to_numpy("float32"); np.asarray(y)'
+    with pytest.raises(errors.DataError, match="x as a list of float"):
+        take(([[0.0, 1.0, 2.0]], np.array([0])))
+
+
 def test_files_stay_with_their_rows(tmp_path: Path) -> None:
     data = tk.Data.image_folder(pictures(tmp_path / "photos"), size=(8, 8))
     assert [Path(path).parent.name for path in data.files] == [data.class_names[label] for label in data.labels]

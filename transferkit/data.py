@@ -33,10 +33,36 @@ class Batch(NamedTuple):
 
 
 def is_arrays(data: Any) -> bool:
-    """Whether `data` is `(x,)`, `(x, y)` or `(x, y, sample_weight)` in memory rather than something that gives batches."""
+    """Whether `data` is `(x,)`, `(x, y)` or `(x, y, sample_weight)` in memory rather than something that gives batches.
+
+    Raises:
+        DataError: for a tuple of parts that hold the numbers in another form: lists, tables.
+    """
     if isinstance(data, list) and any(isinstance(part, (tuple, dict)) for part in data):
         return False  # a list of batches
-    return isinstance(data, (tuple, list)) and 1 <= len(data) <= 3 and all(_in_memory(part) for part in data)
+    if not isinstance(data, (tuple, list)) or not 1 <= len(data) <= 3:
+        return False
+    if all(_in_memory(part) for part in data):
+        return True
+    if isinstance(data, tuple):
+        _refuse_other_forms(data)
+    return False
+
+
+def _refuse_other_forms(parts: tuple[Any, ...]) -> None:
+    found, fixes = [], []
+    for name, part in zip(("x", "y", "sample_weight"), parts, strict=False):
+        for leaf in [] if part is None else tf.nest.flatten(part):
+            if hasattr(leaf, "to_numpy") and not hasattr(leaf, "dtype"):
+                found.append(f"{name} as a {type(leaf).__name__}")
+                fixes.append(f'{name}.to_numpy("float32")' if name != "y" else "y.to_numpy()")
+                break
+            if isinstance(leaf, (int, float, str)):
+                found.append(f"{name} as a {type(part).__name__} of {type(leaf).__name__}")
+                fixes.append(f"np.asarray({name})")
+                break
+    if found:
+        raise DataError("Reading data.", found=found, cause="arrays and tensors are taken", fix="; ".join(fixes))
 
 
 def _in_memory(part: Any) -> bool:
@@ -184,8 +210,9 @@ class Data:
             class_names: The names of the classes 0, 1, 2 …
 
         Raises:
-            DataError: when the arrays differ in length.
+            DataError: when the arrays differ in length, or are something else.
         """
+        _refuse_other_forms((x, y, sample_weight))
         parts = tuple(as_batch((x, y, sample_weight)))
         rows = row_count(parts)
         _check_classes(parts[1], class_names, rows)
