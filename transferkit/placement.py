@@ -97,9 +97,10 @@ class Placement:
             problems.append(f"the kind {self.kind!r}{did_you_mean(str(self.kind), _KINDS)}")
         if self.precision is not None and self.precision not in _PRECISIONS:
             problems.append(f"the precision {self.precision!r}{did_you_mean(str(self.precision), _PRECISIONS)}")
+        shared_jit = self.jit_compile in (True, "measured") and self.kind in ("mirrored", "multi_worker")
         if self.jit_compile is not None and not isinstance(self.jit_compile, bool) and self.jit_compile != "measured":
             problems.append(f'jit_compile={self.jit_compile!r}; it must be True, False, "measured" or None')
-        elif self.jit_compile and self.kind in ("mirrored", "multi_worker"):
+        elif shared_jit:
             problems.append(f"jit_compile={self.jit_compile!r} on several devices; XLA compiles the steps of one")
         if not isinstance(self.memory_growth, bool):
             problems.append(f"memory_growth={self.memory_growth!r}; it must be True or False")
@@ -112,8 +113,11 @@ class Placement:
             again = sorted({device for device in self.devices if self.devices.count(device) > 1})
             problems.extend(f"the device {device!r} twice" for device in again)
         if problems:
-            only_jit = len(problems) == 1 and "on several devices" in problems[0]
-            fix = "leave jit_compile out" if only_jit else 'Placement.auto(), .cpu(), .gpu(0), .mirrored(["GPU:0", "GPU:1"])'
+            fix = (
+                "leave jit_compile out"
+                if shared_jit and len(problems) == 1
+                else 'Placement.auto(), .cpu(), .gpu(0), .mirrored(["GPU:0", "GPU:1"])'
+            )
             raise PlanError("Choosing a placement.", found=problems, fix=fix)
 
     @classmethod
