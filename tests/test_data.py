@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +113,12 @@ def test_lists_and_tables_are_told_what_they_are(entry: str) -> None:
 
     model = tk.ModelBuilder((3,)).classifier(2).build(seed=0)
     plan = tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=1)
-    take = {
+    entries: dict[str, Callable[[Any], Any]] = {
         "fit": lambda data: plan.fit(model, data, verbose=0),
         "run": lambda data: tk.Evaluator("accuracy").run(model, data),
         "arrays": lambda data: tk.Data.arrays(*data),
-    }[entry]
+    }
+    take = entries[entry]
     with pytest.raises(errors.DataError) as caught:
         take((DataFrame(), [0, 1]))
     assert caught.value.found == ("x as a DataFrame", "y as a list of int")

@@ -56,16 +56,18 @@ def test_features_are_what_predict_gives_to_the_bit(cores: int, monkeypatch: pyt
     assert np.array_equal(made.tensors()[0], made.arrays[0])
 
 
-@pytest.mark.parametrize("joined", ["added", "after an activation", "multiplied"])
-def test_a_large_batch_norm_is_what_predict_gives_to_the_bit_whatever_takes_it(joined: str) -> None:
+@pytest.mark.parametrize("after", ["added", "added to two", "after an activation", "hard swish", "multiplied"])
+def test_a_batch_norm_is_what_predict_gives_to_the_bit_whatever_takes_it(after: str) -> None:
     # TensorFlow puts (x * a + b) + y into an order of its own, which it can't where something stands in between.
     keras.utils.set_random_seed(0)
     x = keras.Input((56, 56, 3))
     y = layers.Conv2D(12, 3, padding="same")(x)
     normed = layers.BatchNormalization()(layers.Conv2D(12, 1)(y))
-    if joined == "after an activation":
-        normed = layers.ReLU()(normed)
-    both = (layers.multiply if joined == "multiplied" else layers.add)([y, normed])
+    if after in ("after an activation", "hard swish"):
+        normed = layers.Activation("relu" if after == "after an activation" else "hard_swish")(normed)
+    if after == "added to two":
+        normed = layers.add([layers.BatchNormalization()(layers.Conv2D(12, 3, padding="same")(y)), normed])
+    both = (layers.multiply if after == "multiplied" else layers.add)([y, normed])
     model = keras.Model(x, layers.Dense(2)(layers.GlobalAveragePooling2D(name="pool")(layers.ReLU(6.0)(both))))
     random = np.random.default_rng(1)
     for layer in model.layers[:-1]:

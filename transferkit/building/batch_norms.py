@@ -9,46 +9,28 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from transferkit._keras import keras, tf
 from transferkit.building.graph import Call, Spec, makes_mask
+from transferkit.building.rewriting import apart
 
-__all__ = ["Norm", "apply_norm", "is_kerass", "norm_constants", "simple_norms"]
+__all__ = ["Norms", "apply_norm", "is_kerass", "simple_norms"]
 
 Shape: TypeAlias = tuple[int | None, ...]
 
 #: Values in a row of the input from which on its last two axes are taken for one: TensorFlow spreads a few channels slowly, but
 #: each such layer takes a millisecond more to trace.
 _LARGE = 1 << 15
-#: Layers that TensorFlow sums nothing in. The order of a sum of several is its own choice ((x * a + b) + y isn't taken as it
-#: stands), which it makes only where all of it is of one shape.
-_SUMLESS = tuple(
-    getattr(keras.layers, name)
-    for name in (
-        *("ReLU", "LeakyReLU", "Activation", "Conv1D", "Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense", "Flatten"),
-        *("ZeroPadding2D", "Cropping2D", "AveragePooling2D", "MaxPooling2D", "GlobalAveragePooling2D", "GlobalMaxPooling2D"),
-    )
-)
+#: A multiple of what a processor takes at once of a vector.
+_AT_ONCE = 16
 
 
-class Norm(NamedTuple):
-    """A BatchNorm that can be taken for a factor and an offset.
-
-    Args:
-        shape: Of its input.
-        joined: Whether the last two axes are taken for one.
-    """
-
-    shape: Shape
-    joined: bool
-
-
-def simple_norms(calls: Iterable[Call], specs: dict[int, Spec], *, loud: frozenset[int]) -> dict[int, Norm]:
-    """The calls of float32 BatchNorm in inference mode, by index.
+def simple_norms(calls: Iterable[Call], specs: dict[int, Spec], *, loud: frozenset[int]) -> dict[int, Shape]:
+    """The calls of float32 BatchNorm in inference mode whose output isn't summed, by index, with the shape of their input.
 
     None where a mask may be about, which only Keras's own call hands on.
     """
@@ -56,14 +38,14 @@ def simple_norms(calls: Iterable[Call], specs: dict[int, Spec], *, loud: frozens
     if not all(is_kerass(call) for call in calls):
         return {}
     found = {}
-    summed = {number for call in calls if type(call.operation) not in _SUMLESS for number in call.inputs}
+    free = apart(calls)
     for index, call in enumerate(calls):
         layer = call.operation
-        if type(layer) is not keras.layers.BatchNormalization or index in loud or layer.compute_dtype != "float32":
+        if type(layer) is not keras.layers.BatchNormalization or index not in free - loud or layer.compute_dtype != "float32":
             continue
         (number,) = call.inputs
         if specs[number].dtype == "float32" and layer.activity_regularizer is None:
-            found[index] = Norm(specs[number].shape, joined=not summed.intersection(call.outputs))
+            found[index] = specs[number].shape
     return found if found and _formula_holds() else {}
 
 
@@ -75,23 +57,84 @@ def is_kerass(call: Call) -> bool:
     return type(operation).__module__.split(".")[0] == "keras"
 
 
-def norm_constants(layer: Any, norm: Norm) -> tuple[Any, Any]:
-    """The factor and the offset of a BatchNorm, by Keras's own operations."""
-    shape = norm.shape
+class Norms:
+    """BatchNorms whose factors and offsets are handed to a graph as two vectors: a graph is traced and called faster with few
+    arguments.
+
+    Args:
+        layers: The layers.
+        shapes: Of their inputs.
+    """
+
+    def __init__(self, layers: Sequence[Any], shapes: Sequence[Shape]) -> None:
+        self._layers, self._shapes = tuple(layers), tuple(shapes)
+        self._sizes = [math.prod(layer.moving_variance.shape) for layer in layers]
+        self._axes = [_axis(layer, shape) for layer, shape in zip(layers, shapes, strict=True)]
+        # One operation on many layers has the bits of one on each where none of these ends within what a processor takes at
+        # once. A layer without a scale or an offset has a formula of its own.
+        self._together = [
+            place
+            for place, (layer, size) in enumerate(zip(layers, self._sizes, strict=True))
+            if layer.scale and layer.center and not size % _AT_ONCE
+        ]
+
+    def constants(self) -> tuple[Any, Any]:
+        """All factors, and all offsets, one after the other, by Keras's own operations on what the layers hold now."""
+        found: list[tuple[Any, Any]] = [(None, None)] * len(self._layers)
+        together = [self._layers[place] for place in self._together]
+        if together:
+            sizes = [self._sizes[place] for place in self._together]
+            epsilon = np.repeat(np.array([layer.epsilon for layer in together], "float32"), sizes)
+            gamma, beta, mean, variance = (
+                tf.concat([_value(getattr(layer, name)) for layer in together], axis=0)
+                for name in ("gamma", "beta", "moving_mean", "moving_variance")
+            )
+            factor = tf.math.rsqrt(variance + epsilon) * gamma
+            pairs = zip(tf.split(factor, sizes), tf.split(beta - mean * factor, sizes), strict=True)
+            for place, pair in zip(self._together, pairs, strict=True):
+                found[place] = pair
+        for place, layer in enumerate(self._layers):
+            factor, offset = found[place]
+            if factor is None:
+                factor, offset = _constants_of(layer)
+            times = self._times(place)
+            found[place] = (factor, offset) if times == 1 else (tf.tile(factor, [times]), tf.tile(offset, [times]))
+        factors, offsets = zip(*found, strict=True)
+        return tf.concat(factors, axis=0), tf.concat(offsets, axis=0)
+
+    def taken_apart(self, factors: Any, offsets: Any) -> list[tuple[Any, Any]]:
+        """Factor and offset of each, in a shape that spreads over its input."""
+        sizes = [size * self._times(place) for place, size in enumerate(self._sizes)]
+        pairs = zip(tf.split(factors, sizes), tf.split(offsets, sizes), strict=True)
+        return [
+            pair if axis is None else (tf.reshape(pair[0], axis), tf.reshape(pair[1], axis))
+            for pair, axis in zip(pairs, self._axes, strict=True)
+        ]
+
+    def _times(self, place: int) -> int:
+        """How many times the channels come in the axis that is joined of two; 1 where none is."""
+        shape = self._shapes[place]
+        large = len(shape) > 2 and None not in shape[1:] and math.prod(length or 1 for length in shape[1:]) >= _LARGE
+        return int(shape[-2] or 1) if large and self._axes[place] is None else 1
+
+
+def _axis(layer: Any, shape: Shape) -> list[int] | None:
+    """The shape in which the channels spread over an input whose last axis isn't theirs; None where it is."""
+    (axis,) = layer.axis if isinstance(layer.axis, (list, tuple)) else (layer.axis,)
+    if axis in (-1, len(shape) - 1):
+        return None
+    spread = [1] * len(shape)
+    spread[axis] = -1
+    return spread
+
+
+def _constants_of(layer: Any) -> tuple[Any, Any]:
     factor = tf.math.rsqrt(_value(layer.moving_variance) + layer.epsilon)
     if layer.scale:
         factor = factor * _value(layer.gamma)
     offset = -_value(layer.moving_mean) * factor
     if layer.center:
         offset = _value(layer.beta) - _value(layer.moving_mean) * factor
-    (axis,) = layer.axis if isinstance(layer.axis, (list, tuple)) else (layer.axis,)
-    last = len(shape) - 1
-    if axis not in (-1, last):
-        spread = [1] * len(shape)
-        spread[axis] = -1
-        return tf.reshape(factor, spread), tf.reshape(offset, spread)
-    if norm.joined and last > 1 and None not in shape[1:] and math.prod(length or 1 for length in shape[1:]) >= _LARGE:
-        return tf.tile(factor, shape[-2:-1]), tf.tile(offset, shape[-2:-1])
     return factor, offset
 
 
@@ -111,19 +154,19 @@ def apply_norm(x: Any, constants: tuple[Any, Any]) -> Any:
 def _formula_holds() -> bool:
     """Whether this Keras's BatchNorm gives what `apply_norm` gives, to the bit."""
     random = np.random.default_rng(0)
-    x = random.normal(size=(3, 4, 5, 6)).astype("float32")
+    x = random.normal(size=(3, 4, 5, 32)).astype("float32")
     made = []
-    for settings in ({"axis": -1}, {"axis": 1, "scale": False}, {"center": False}):
-        layer = keras.layers.BatchNormalization(epsilon=1.1e-3, dtype="float32", **settings)
+    for settings in ({"axis": -1}, {"axis": 1, "scale": False}, {"center": False}, {"epsilon": 1e-5}, {"axis": 2}):
+        layer = keras.layers.BatchNormalization(**{"epsilon": 1.1e-3, "dtype": "float32", **settings})
         layer.build(x.shape)
         for variable in layer.weights:
             variable.assign(random.uniform(0.1, 2.0, variable.shape).astype("float32"))
         made.append(layer)
-    constants = [norm_constants(layer, Norm(x.shape, joined=True)) for layer in made]
+    norms = Norms(made, [x.shape] * len(made))
 
-    def both(tensor: Any, given: Any) -> Any:
-        pairs = zip(given, made, strict=True)
+    def both(tensor: Any, factors: Any, offsets: Any) -> Any:
+        pairs = zip(norms.taken_apart(factors, offsets), made, strict=True)
         return [(apply_norm(tensor, one), layer(tensor, training=False)) for one, layer in pairs]
 
-    found = tf.function(both, autograph=False)(tf.constant(x), constants)
+    found = tf.function(both, autograph=False)(tf.constant(x), *norms.constants())
     return all(np.array_equal(ours, wanted) for ours, wanted in found)

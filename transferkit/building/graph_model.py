@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from transferkit._keras import keras, tf
-from transferkit.building.batch_norms import apply_norm, is_kerass, norm_constants, simple_norms
+from transferkit.building.batch_norms import Norms, apply_norm, is_kerass, simple_norms
 from transferkit.building.graph import NOISE, Call, Ref, Spec, is_functional
+from transferkit.building.rewriting import apart, stands_apart
 
 __all__ = ["AttachMask", "GraphModel", "ReadMask", "as_declared", "flat_inputs", "run_call"]
 
@@ -110,14 +111,20 @@ class GraphModel(keras.Model):
         """
         calls, _, masked, _, _, loud = self._graph
         if self._function.value is None:
-            norms = {} if masked else simple_norms(calls, self._all_specs.value, loud=loud)
+            found = {} if masked else simple_norms(calls, self._all_specs.value, loud=loud)
             plain = frozenset() if masked else _plain_calls(calls, self._all_specs.value)
-            self._function.value = norms, tf.function(lambda x, given: self._run(x, False, given, plain), autograph=False)
+            norms = Norms([calls[index].operation for index in found], list(found.values())) if found else None
+
+            def run(x: Any, *constants: Any) -> Any:
+                apart = norms.taken_apart(*constants) if norms is not None else ()
+                return self._run(x, False, dict(zip(found, apart, strict=True)), plain)
+
+            self._function.value = norms, tf.function(run, autograph=False)
         norms, function = self._function.value
-        constants = {index: norm_constants(calls[index].operation, norm) for index, norm in norms.items()}
+        constants = norms.constants() if norms is not None else ()
         if like is not None:
-            function.get_concrete_function(like, constants)
-        return lambda x: function(x, constants)
+            function.get_concrete_function(like, *constants)
+        return lambda x: function(x, *constants)
 
     def with_constants(self, policy: str | None = None) -> Any:
         """The model in inference mode as one graph with its weights as constants, which TensorFlow folds into one another.
@@ -210,24 +217,18 @@ def flat_inputs(inputs: Any, structure: Any, specs: dict[int, Spec]) -> list[Any
     return list(tf.nest.flatten(inputs))
 
 
-#: Layers that neither hold others nor know of training, which is most of a backbone.
-_PLAIN = tuple(
-    getattr(keras.layers, name)
-    for name in (
-        *("Conv1D", "Conv2D", "DepthwiseConv2D", "Dense", "ReLU", "Activation", "Add", "Concatenate", "Multiply", "Flatten"),
-        *("ZeroPadding2D", "Cropping2D", "AveragePooling2D", "MaxPooling2D", "GlobalAveragePooling2D", "GlobalMaxPooling2D"),
-    )
-)
-
-
 def _plain_calls(calls: Sequence[Call], specs: dict[int, Spec]) -> frozenset[int]:
-    """The calls in which calling the layer does no more than its `call`: no cast, no mask, no loss. Tracing that is faster."""
+    """The calls in which calling the layer does no more than its `call`: no cast, no mask, no loss, no name that decides.
+
+    Tracing that is faster.
+    """
     if not all(is_kerass(call) for call in calls):
         return frozenset()
     found = []
-    for index, call in enumerate(calls):
+    for index in sorted(apart(calls)):
+        call = calls[index]
         layer = call.operation
-        if type(layer) not in _PLAIN or len(call.args) != 1 or call.kwargs or layer.activity_regularizer is not None:
+        if not stands_apart(layer) or len(call.args) != 1 or call.kwargs or layer.activity_regularizer is not None:
             continue
         dtypes = {layer.compute_dtype, layer.variable_dtype, *(specs[number].dtype for number in call.inputs)}
         if dtypes == {"float32"} and getattr(layer, "quantization_mode", None) is None:
