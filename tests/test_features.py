@@ -78,6 +78,33 @@ def test_a_batch_norm_is_what_predict_gives_to_the_bit_whatever_takes_it(after: 
     assert np.array_equal(compute(split(model).prefix, (rows,)).arrays[0], _expected(model, rows))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "network",
+    [
+        *("ConvNeXtTiny", "DenseNet121", "EfficientNetB0", "EfficientNetV2B0", "InceptionResNetV2", "InceptionV3", "MobileNet"),
+        *("MobileNetV2", "MobileNetV3Large", "MobileNetV3Small", "NASNetMobile", "ResNet50", "ResNet50V2", "VGG16", "Xception"),
+    ],
+)
+def test_features_of_a_known_network_are_what_predict_gives_to_the_bit(network: str) -> None:
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(3)
+    base = getattr(keras.applications, network)(input_shape=(96, 96, 3), include_top=False, pooling="avg", weights=None)
+    random = np.random.default_rng(0)
+    for layer in base.layers:
+        if isinstance(layer, layers.BatchNormalization):  # as it is made it changes next to nothing
+            by_name = {"gamma": (0.5, 1.5), "moving_variance": (0.5, 1.5), "beta": (-0.1, 0.1), "moving_mean": (-0.1, 0.1)}
+            layer.set_weights([random.uniform(*by_name[weight.name], weight.shape) for weight in layer.weights])
+    base.trainable = False
+    pixels = keras.Input((96, 96, 3))
+    made = split(keras.Model(pixels, layers.Dense(3)(base(pixels))))
+    rows = random.uniform(0, 255, (96, 96, 96, 3)).astype("float32")
+    found = compute(made.prefix, (rows,)).arrays[0]
+    assert np.array_equal(found, base.predict(rows, batch_size=32, verbose=0))
+    assert np.isfinite(found).all()
+    assert found.std() > 0
+
+
 def test_tensors_share_the_memory() -> None:
     made = compute(split(_model()).prefix, _rows(40))
     (tensor,) = made.tensors()
