@@ -328,6 +328,8 @@ class _CompiledSteps:
 
     def __init__(self, steps: Steps, rows: Rows, order: Callable[[int], np.ndarray[Any, Any]], *, single: bool) -> None:
         self._steps, self._rows, self._order, self._single = steps, rows, order, single
+        #: How many steps a turn has, as far as their pace is known.
+        self._turn = 16
 
     def warm(self, epoch: int, first: int) -> None:
         self._steps.train(self._rows, self._order(epoch), epoch=epoch, start=first - 1, stop=first)
@@ -347,9 +349,9 @@ class _CompiledSteps:
             return logs
         bars = [callback for callback in callbacks.callbacks if isinstance(callback, keras.callbacks.ProgbarLogger)]
         joined = [callback for callback in callbacks.callbacks if getattr(callback, "joins_batches", False)]
-        step, turn = first, min(count, 16)
+        step = first
         while step < count:
-            stop = min(step + min(turn, watch.most_steps or turn), count)
+            stop = min(step + min(self._turn, watch.most_steps or self._turn), count)
             for callback in joined:
                 callback.on_train_batch_begin(step)
             begun = time.perf_counter()
@@ -358,7 +360,7 @@ class _CompiledSteps:
             for callback in (*bars, *joined):
                 callback.on_train_batch_end(stop - 1, {name: float(value) for name, value in logs.items()})
             # The first turn may hold the tracing, so the pace is only ever raised by what later ones show.
-            turn = max(turn, int((stop - step) * _TURN_SECONDS / max(seconds, 1e-9)))
+            self._turn = max(self._turn, int((stop - step) * _TURN_SECONDS / max(seconds, 1e-9)))
             step = stop
             watch.stepped(epoch, step, logs)
         return logs
