@@ -38,10 +38,10 @@ def simple_norms(calls: Iterable[Call], specs: dict[int, Spec], *, loud: frozens
     if not all(is_kerass(call) for call in calls):
         return {}
     found = {}
-    free = apart(calls)
+    free = apart(calls) - loud
     for index, call in enumerate(calls):
         layer = call.operation
-        if type(layer) is not keras.layers.BatchNormalization or index not in free - loud or layer.compute_dtype != "float32":
+        if type(layer) is not keras.layers.BatchNormalization or index not in free or layer.compute_dtype != "float32":
             continue
         (number,) = call.inputs
         if specs[number].dtype == "float32" and layer.activity_regularizer is None:
