@@ -21,7 +21,7 @@ PACKAGE = ROOT / "transferkit"
 #: Floor → the modules and rooms (packages, with all that is in them) on it.
 FLOORS: dict[int, tuple[str, ...]] = {
     1: ("errors", "_table"),
-    2: ("_plan", "storage", "_keras", "_objects"),
+    2: ("_plan", "storage", "_keras", "_objects", "class_names"),
     3: ("weights", "data", "images", "image_headers", "cluster", "meeting", "placement", "tasks"),
     4: ("building", "evaluation"),
     5: ("tuning",),

@@ -16,6 +16,7 @@ import weights_files as files
 from keras import layers
 
 import transferkit as tk
+from transferkit import errors
 from transferkit.__main__ import main
 from transferkit.errors import ModelError, StorageError, TransferKitError
 from transferkit.weights.loader import WeightLoader
@@ -232,3 +233,45 @@ def test_bfloat16_is_kept_and_checked(tmp_path: Path) -> None:
     tk.save_model(model, tmp_path / "m.keras")
     with pytest.raises(StorageError, match=r"weights of type bfloat16, which .h5 can't hold"):
         tk.save_model(model, tmp_path / "m.h5")
+
+
+_CLASSES = ["ants", "bees"]
+
+
+def _insects(names: list[str]) -> Any:
+    return tk.ModelBuilder((4,)).dense(5, "relu").classifier(names).build(seed=0)
+
+
+@pytest.mark.parametrize("name", ["whole.keras", "whole.h5", "w.weights.h5", "w.h5", "w.safetensors", "w.npz"])
+def test_class_names_go_with_the_model(tmp_path: Path, name: str) -> None:
+    x, y = np.random.default_rng(0).normal(size=(12, 4)).astype("float32"), np.arange(12) % 2
+    path, model = tmp_path / name, _insects(_CLASSES)
+    if name.startswith("whole"):
+        tk.save_model(model, path)
+        opened = tk.open_model(path)
+        np.testing.assert_array_equal(keras.saving.load_model(path).predict(x, verbose=0), model.predict(x, verbose=0))
+    else:
+        tk.save_weights(model, path)
+        opened = tk.ModelBuilder((4,)).dense(5, "relu").classifier(2).build(seed=1)
+        tk.WeightLoader(path).load(opened)
+    with open_archive(path) as archive:
+        assert archive.class_names == tuple(_CLASSES)
+    turned = tk.Data.arrays(x, y, class_names=_CLASSES[::-1])
+    with pytest.raises(errors.DataError, match="the same classes in another order"):
+        tk.Evaluator("accuracy").run(opened, turned)
+    other = _insects(_CLASSES[::-1])
+    before = other.get_weights()
+    with pytest.raises(
+        errors.MatchError, match=r"another order: 'ants', 'bees' in the file, 'bees', 'ants' in the model"
+    ) as told:
+        tk.WeightLoader(path).load(other)
+    assert "classes(target=['bees', 'ants'])" in str(told.value)
+    assert all(np.array_equal(a, b) for a, b in zip(before, other.get_weights(), strict=True))
+    tk.WeightLoader(path).classes(target=_CLASSES[::-1]).load(other)
+    np.testing.assert_array_equal(other.predict(x, verbose=0)[:, ::-1], model.predict(x, verbose=0))
+
+
+def test_other_class_names_than_the_models_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(errors.ModelError, match="stand for"):
+        tk.save_weights(_insects(_CLASSES), tmp_path / "w.safetensors", class_names=_CLASSES[::-1])
+    assert not any(tmp_path.iterdir())

@@ -9,6 +9,7 @@ from typing import Any
 
 from transferkit._keras import keras
 from transferkit.building.graph import trace_outer
+from transferkit.class_names import class_names_of, name_classes
 from transferkit.errors import DataError, ModelError, shorten
 
 __all__ = ["Head", "check_class_names", "head_layers", "heads_of", "leaf_layers", "make_head"]
@@ -32,12 +33,8 @@ class Head:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes by unit, where the builder that made the layer was given them; else ()."""
-        return () if self.layer is None else _class_names.get(self.layer, ())
-
-
-#: A plain Dense layer has no place for names; they are known as long as it lives in this process.
-_class_names: weakref.WeakKeyDictionary[Any, tuple[str, ...]] = weakref.WeakKeyDictionary()
+        """The names of the classes by unit, where the builder that made the layer or the file it is from said them; else ()."""
+        return () if self.layer is None else class_names_of(self.layer)
 
 
 def make_head(units: int, activation: str, *, name: str, class_names: tuple[str, ...] = ()) -> Any:
@@ -46,7 +43,7 @@ def make_head(units: int, activation: str, *, name: str, class_names: tuple[str,
     Under `mixed_float16` a softmax in half precision overflows (keras-team/keras#16552).
     """
     layer = keras.layers.Dense(units, activation=activation, name=name, dtype="float32")
-    _class_names[layer] = class_names
+    name_classes(layer, class_names)
     return layer
 
 

@@ -6,6 +6,7 @@ Read, upgrade, vet, rebuild, restore: each step is a file of its own and the fir
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,12 +16,14 @@ from transferkit._keras import keras
 from transferkit._table import Table, Tabular
 from transferkit.building.architectures import architecture_in
 from transferkit.building.compiling import compile_as_saved
+from transferkit.building.heads import heads_of
 from transferkit.building.operations import OPERATIONS
 from transferkit.building.rebuilding import rebuild
 from transferkit.building.restoring import restore
 from transferkit.building.upgrading import Upgraded, upgrade
 from transferkit.building.upgrading_layers import Change
 from transferkit.building.vetting import refuse, vet
+from transferkit.class_names import name_classes
 from transferkit.errors import ModelError, WeightsFileError
 from transferkit.weights.readers import Archive, Limits, open_archive
 
@@ -151,7 +154,17 @@ def open_model(
         if compile:
             saved = archive.training_config or (archive.config or {}).get("compile_config")
             compile_as_saved(rebuilt.model, saved, path=archive.path, custom_objects=given)
+        _name_classes(rebuilt.model, archive.class_names)
     return rebuilt.model
+
+
+def _name_classes(model: Any, names: tuple[str, ...]) -> None:
+    """Keeps what the file says of the classes with the one head that has as many units."""
+    heads = []
+    with contextlib.suppress(ModelError):  # a model whose outputs can't be followed
+        heads = heads_of(model) if names else []
+    if len(heads) == 1 and heads[0].layer is not None and heads[0].shape[-1:] in ((len(names),), (len(names) - 1,)):
+        name_classes(heads[0].layer, names)
 
 
 def explain_model(

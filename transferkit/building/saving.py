@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import zipfile
 from typing import Any
 
 from transferkit._keras import keras
+from transferkit.class_names import names_within
 from transferkit.errors import ModelError, StorageError
 from transferkit.storage import atomic_path
-from transferkit.weights.saving import add_digests, check_written
+from transferkit.weights.saving import add_digests, check_written, said_of
 from transferkit.weights.variables import check_built, slots_of
 from transferkit.weights.writing import Written, read_back
 
@@ -58,6 +61,7 @@ def save_model(model: Any, path: str | os.PathLike[str], *, include_optimizer: b
     slots = slots_of(model)
     if kind == "h5" and any(slot.dtype == "bfloat16" for slot in slots):
         raise StorageError(asked, found="weights of type bfloat16, which .h5 can't hold", fix="end the path with .keras")
+    said = said_of(names_within(model))
     with atomic_path(path) as temporary:
         try:
             keras.saving.save_model(model, str(temporary), include_optimizer=include_optimizer)
@@ -72,6 +76,9 @@ def save_model(model: Any, path: str | os.PathLike[str], *, include_optimizer: b
             ) from error
         check_written(temporary, slots, asked)
         if kind == "h5":
-            add_digests(temporary, {})  # a .keras file has checksums of its own
+            add_digests(temporary, said)
             read_back(temporary, asked)
+        elif said:  # beside what Keras reads; the file has checksums of its own
+            with zipfile.ZipFile(temporary, "a") as archive:
+                archive.writestr("transferkit.json", json.dumps(said))
     return Written(path, kind, len(slots), sum(slot.size * slot.dtype.itemsize for slot in slots))

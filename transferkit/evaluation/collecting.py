@@ -197,6 +197,7 @@ class Collected:
         class_names: The names of the classes that the data, or else the model, has.
         losses_by_row: Whether rows have losses of their own, rather than their batch's mean.
         doubts: What looked wrong with the inputs, and was warned of.
+        loss_error: What the loss raised; then there are no losses.
     """
 
     outputs: NDArray[np.generic]
@@ -211,6 +212,7 @@ class Collected:
     class_names: tuple[str, ...] = ()
     losses_by_row: bool = True
     doubts: tuple[str, ...] = ()
+    loss_error: Exception | None = None
 
 
 def collect(
@@ -292,6 +294,7 @@ class _Pass:
         self.by_row = True
         self.replicas: Replicas | None = None
         self.doubts: tuple[str, ...] = ()
+        self.loss_error: Exception | None = None
 
     def _predict(self, x: Any, y: Any) -> tuple[Any, Any]:
         if self.replicas is None:
@@ -364,7 +367,14 @@ class _Pass:
         _finite_inputs(batch.x, self.rows, self.asked)
         if not self.outputs and self.loss is None:
             self.choose_loss(y)
-        prediction, penalty, losses = self._run(batch.x, y)
+        try:
+            prediction, penalty, losses = self._run(batch.x, y)
+        except (tf.errors.OpError, TypeError, ValueError) as error:
+            if not self.want_loss or self.loss is None:
+                raise
+            # Labels that are wrong fail in the loss first, in TensorFlow's words; they are looked at when all are known.
+            self.loss_error, self.want_loss, self.step, self.losses = error, False, None, []
+            prediction, penalty, losses = self._run(batch.x, y)
         p = np.asarray(prediction)
         if not np.isfinite(p.astype(np.float32)).all():
             bad = ~np.isfinite(p.astype(np.float32)).reshape(len(p), -1).all(axis=1)
@@ -422,6 +432,7 @@ class _Pass:
             class_names=self.head.class_names,
             losses_by_row=self.by_row,
             doubts=self.doubts,
+            loss_error=self.loss_error,
         )
 
     def _task(self, y: NDArray[np.generic], shape: tuple[int, ...]) -> Task:

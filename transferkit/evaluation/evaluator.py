@@ -178,6 +178,8 @@ class Evaluator(Plan):
             )
         known = classes if classes is not None else collected.class_names or None
         rows = self._rows(collected, known, groups, asked=asked)
+        if collected.loss_error is not None:  # not by labels that `rows` would have refused
+            raise collected.loss_error
         names = names or _defaults(rows)
         uncertainty = self._uncertainty()
         if "loss" in names and collected.losses is None:

@@ -12,7 +12,8 @@ import h5py
 import numpy as np
 
 from transferkit._keras import keras
-from transferkit.errors import WeightsError, shorten
+from transferkit.class_names import names_within
+from transferkit.errors import ModelError, WeightsError, shorten
 from transferkit.storage import atomic_path
 from transferkit.weights.digest import digest_of
 from transferkit.weights.readers import open_archive
@@ -20,7 +21,7 @@ from transferkit.weights.readers.checks import tensor_digest
 from transferkit.weights.variables import Slot, check_built, slots_of, values_of
 from transferkit.weights.writing import Written, format_of, not_as_written, read_back, write_flat, write_legacy
 
-__all__ = ["add_digests", "check_written", "save_weights"]
+__all__ = ["add_digests", "check_written", "said_of", "save_weights"]
 
 
 def save_weights(model: Any, path: str | os.PathLike[str], *, class_names: Sequence[str] = ()) -> Written:
@@ -29,13 +30,14 @@ def save_weights(model: Any, path: str | os.PathLike[str], *, class_names: Seque
     Args:
         model: A built Keras model.
         path: The file; its ending chooses the format: `.weights.h5`, `.h5` (legacy), `.safetensors` or `.npz`.
-        class_names: The names of the classes in the order of the head's units, kept in the file for `WeightLoader.classes`.
+        class_names: The names of the classes in the order of the head's units, kept in the file for `WeightLoader.classes`; those
+            that the builder was given, where nothing is said.
 
     Returns:
         What was written.
 
     Raises:
-        ModelError: when the model isn't built or has no variables.
+        ModelError: when the model isn't built, has no variables, or has other classes.
         StorageError: when the ending names no format, the format can't hold a dtype, or the disk refuses.
 
     Example:
@@ -50,7 +52,14 @@ def save_weights(model: Any, path: str | os.PathLike[str], *, class_names: Seque
     kind = format_of(path, asked)
     check_built(model, asked=asked)
     slots = slots_of(model)
-    said = {"class_names": json.dumps(list(class_names))} if class_names else {}
+    known = names_within(model)
+    if class_names and known and tuple(class_names) != known:
+        raise ModelError(
+            asked,
+            found=f"class_names={list(class_names)!r}, where the model's units stand for {list(known)!r}",
+            fix="leave class_names out",
+        )
+    said = said_of(tuple(class_names) or known)
     arrays = {slot.name: _value(slot.variable) for slot in slots}
     with atomic_path(path) as temporary:
         if kind == "weights_h5":
@@ -63,6 +72,11 @@ def save_weights(model: Any, path: str | os.PathLike[str], *, class_names: Seque
             write_flat(kind, temporary, arrays, {"format": "keras", **said}, asked)
         nbytes = read_back(temporary, asked)
     return Written(path, kind, len(arrays), nbytes)
+
+
+def said_of(class_names: Sequence[str]) -> dict[str, str]:
+    """What a file says of the classes, as its readers look for it; nothing where there are no names."""
+    return {"class_names": json.dumps(list(class_names))} if class_names else {}
 
 
 def _value(variable: Any) -> Callable[[], np.ndarray[Any, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from transferkit.class_names import class_names_of, name_classes
 from transferkit.errors import shorten
 from transferkit.weights.adapters import Channels, Classes, Positions, Settings, Vocabulary, adaptation
 from transferkit.weights.assigning import Assignment, assign_all
@@ -93,6 +94,7 @@ class Staged:
         kernels = [slot for slot in self.slots.values() if slot.info.variable == "kernel"]
         self._first_convolution = next((s.layer for s in kernels if kind_of(s.info.kind).startswith("conv")), "")
         self._last_layer = kernels[-1].layer if kernels else ""
+        self._head = kernels[-1] if kernels else None
         self.settings = self._settings()
         self.counters = [n for n, source in self.sources.items() if wishes.layout == "torch" and source.variable == _COUNTER]
         self.found: Match = match(
@@ -166,6 +168,9 @@ class Staged:
         problems += [f"nothing for the model's {line}" for line in by_layer_and_reason(decided[0])]
         problems += [f"no use for the file's {line}" for line in by_layer_and_reason(decided[1])]
         rules += [] if unclear else self._rules_for_misfits(tensors)
+        if not unclear and (other := self._other_classes()):
+            problems.append(other)
+            rules.append(f".classes(target={list(self._classes())!r})")
         notes = [*self.found.notes, *self._notes()]
         report = LoadReport(
             path=self.wishes.path,
@@ -397,9 +402,37 @@ class Staged:
 
     # Doing
 
+    def _classes(self) -> tuple[str, ...]:
+        """The model's classes, where they are known and the file has something for its head."""
+        if self._head is None or self._head.name not in {pair.target for pair in self.found.pairs}:
+            return ()
+        return class_names_of(self._head.owner)
+
+    def _other_classes(self) -> str:
+        """What is wrong where units would stand for other classes than in the file; empty where nothing is."""
+        ours, theirs = self._classes(), self.archive.class_names
+        if not ours or not theirs or ours == theirs or self.wishes.classes:
+            return ""
+        what = "the same classes in another order" if sorted(ours) == sorted(theirs) else "other classes"
+        return f"{self._last_layer!r}: {what}: {shorten(theirs)} in the file, {shorten(ours)} in the model"
+
+    def _name_classes(self) -> None:
+        """Keeps the file's classes for a head of which nothing was said yet."""
+        if self.wishes.classes:
+            (*_, rule) = self.wishes.classes
+            names = () if rule.patterns else rule.target
+        else:
+            names = self.archive.class_names
+        head = self._head
+        if head is None or head.name not in {pair.target for pair in self.found.pairs} or class_names_of(head.owner):
+            return
+        if names and head.info.shape[-1:] == (len(names),):
+            name_classes(head.owner, names)
+
     def apply(self) -> None:
         """Assigns what was checked."""
         assign_all(self.staged)
+        self._name_classes()
         for owner in {id(slot.owner): slot.owner for slot in self.slots.values()}.values():
             # Normalization computes with constants it derives from its variables.
             if callable(getattr(owner, "finalize_state", None)):

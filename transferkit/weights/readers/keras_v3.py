@@ -344,6 +344,9 @@ def read_keras(source: Source, archive: Zip, *, limits: Limits, trusted: bool) -
     about = json_object(
         path, "metadata.json", archive.content("metadata.json") if "metadata.json" in archive.members else None, limits
     )
+    ours = None
+    if "transferkit.json" in archive.members:  # beside what Keras writes
+        ours = json_object(path, "transferkit.json", archive.content("transferkit.json"), limits)
     trees: list[tuple[str, H5Tree]] = []
 
     def opened(name: str) -> H5Tree:
@@ -375,5 +378,5 @@ def read_keras(source: Source, archive: Zip, *, limits: Limits, trusted: bool) -
         version=version,
         training_config=compiled if isinstance(compiled, Mapping) else None,
         metadata={**result.metadata, **{k: str(v) for k, v in (about or {}).items() if k != "keras_version"}},
-        class_names=result.class_names or said_class_names(about or {}),
+        class_names=result.class_names or said_class_names(ours or {}) or said_class_names(about or {}),
     )
