@@ -125,6 +125,12 @@ def test_lists_and_tables_are_told_what_they_are(entry: str) -> None:
     assert caught.value.fix == 'x.to_numpy("float32"); np.asarray(y)'
     with pytest.raises(errors.DataError, match="x as a list of float"):
         take(([[0.0, 1.0, 2.0]], np.array([0])))
+    with pytest.raises(errors.DataError, match="x as an array of objects") as caught:
+        take((np.array([[1, 2.0, True]], dtype=object), np.array([0])))
+    assert caught.value.fix == 'x.astype("float32")'
+    with pytest.raises(errors.DataError) as caught:
+        take((np.zeros(3, "float32"), np.array(0)))
+    assert caught.value.fix == "put it into a batch of one: x[None], y[None]"
 
 
 def test_files_stay_with_their_rows(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import sklearn.metrics as sk
 from numpy.typing import NDArray
 
 from transferkit._keras import keras, tf
-from transferkit.errors import DataError, EvaluationError, MissingExtraError, PlanError
+from transferkit.errors import DataError, EvaluationError, MissingExtraError, PlanError, TransferKitError
 from transferkit.evaluation.evaluator import Evaluator
 from transferkit.evaluation.report import Evaluation
 
@@ -338,6 +338,24 @@ def test_labels_outside_the_head(x: NDArray[np.float32]) -> None:
         "  likely cause: labels that start at 1, or classes the head wasn't trained for\n"
         "  to fix it: let labels start at 0, and give the head one unit for each class"
     )
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("wrong", ["above", "below", "text", "missing", "wide"])
+def test_wrong_labels_are_said_before_the_loss_fails_on_them(x: NDArray[np.float32], wrong: str, compiled: bool) -> None:
+    model, y = network(3, "softmax"), labels("sparse")
+    if compiled:
+        model.compile(loss="sparse_categorical_crossentropy")
+    given = {
+        "above": y + 1,
+        "below": y - 1,
+        "text": np.array(["a", "b", "c"])[y],
+        "missing": np.where(y == 1, np.nan, y),
+        "wide": np.eye(4)[y],
+    }[wrong]
+    for data in ((x, given), tf.data.Dataset.from_tensor_slices((x, given)).batch(20)):
+        with pytest.raises(TransferKitError, match=r"label|class indices"):
+            Evaluator("accuracy", "loss").run(model, data)
 
 
 def test_rows_without_a_batch_and_of_another_shape(x: NDArray[np.float32]) -> None:

@@ -86,3 +86,16 @@ def test_what_cannot_be_ranked() -> None:
     two = tk.ModelBuilder((64,)).dense(4, name="both").classifier(3, name="a").at("both").regression(name="b").build()
     with pytest.raises(errors.ModelError, match="'two' has 2 outputs"):
         tk.rank({"two": two}, (x, y))
+
+
+def test_a_score_that_says_nothing_and_shares_beyond_their_range_are_not_told() -> None:
+    x, y = np.random.default_rng(0).normal(size=(24, 64)).astype("float32"), np.arange(24) % 2
+    found = tk.rank({"one": recipe(0), "other": recipe(0.5)}, (x, y))
+    assert "h_score says nothing of" in str(found)
+    assert "—" in str(found)
+    for one in found.values():
+        for name in ("linear_probe", "nearest_neighbours"):
+            low, high = one.scores[name].low, one.scores[name].high
+            assert low is not None
+            assert high is not None
+            assert 0 <= low <= high <= 1

@@ -399,7 +399,8 @@ X, Y = problem()
             {},
             errors.DataError,
             "Reading arrays as data.\n  found: first dimensions that differ: (96, 8), (95,)\n"
-            "  likely cause: inputs, labels and sample weights must have one row for each example",
+            "  likely cause: inputs, labels and sample weights must have one row for each example\n"
+            "  to fix it: give as many of each",
         ),
         (
             (X, Y),

@@ -42,11 +42,9 @@ def is_arrays(data: Any) -> bool:
         return False  # a list of batches
     if not isinstance(data, (tuple, list)) or not 1 <= len(data) <= 3:
         return False
-    if all(_in_memory(part) for part in data):
-        return True
     if isinstance(data, tuple):
         _refuse_other_forms(data)
-    return False
+    return all(_in_memory(part) for part in data)
 
 
 def _refuse_other_forms(parts: tuple[Any, ...]) -> None:
@@ -57,12 +55,21 @@ def _refuse_other_forms(parts: tuple[Any, ...]) -> None:
                 found.append(f"{name} as a {type(leaf).__name__}")
                 fixes.append(f'{name}.to_numpy("float32")' if name != "y" else "y.to_numpy()")
                 break
+            if isinstance(leaf, np.ndarray) and leaf.dtype.kind == "O" and not _holds_text(leaf):
+                found.append(f"{name} as an array of objects, not of numbers of one type")
+                fixes.append(f'{name}.astype("float32")')
+                break
             if isinstance(leaf, (int, float, str)):
                 found.append(f"{name} as a {type(part).__name__} of {type(leaf).__name__}")
                 fixes.append(f"np.asarray({name})")
                 break
     if found:
         raise DataError("Reading data.", found=found, cause="arrays and tensors are taken", fix="; ".join(fixes))
+
+
+def _holds_text(array: Array) -> bool:
+    """Whether an array of objects is one of texts, which Keras takes."""
+    return all(isinstance(item, (str, bytes)) for item in array.reshape(-1)[:100])
 
 
 def _in_memory(part: Any) -> bool:
@@ -147,7 +154,10 @@ def row_count(parts: Any) -> int:
         raise DataError(
             "Reading arrays as data.",
             found=f"first dimensions that differ: {', '.join(map(str, shapes))}",
-            cause="inputs, labels and sample weights must have one row for each example",
+            cause="one row by itself, which has no axis for the batch"
+            if -1 in counts
+            else "inputs, labels and sample weights must have one row for each example",
+            fix="put it into a batch of one: x[None], y[None]" if -1 in counts else "give as many of each",
         )
     return counts.pop()
 

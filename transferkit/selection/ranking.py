@@ -100,11 +100,17 @@ class Ranking(Tabular, Mapping[str, Candidate]):
         """The candidates with their scores."""
         names = list(self[self.best].scores)
 
-        def cell(one: Estimate) -> str:
-            return f"{one.value:.3f} ({one.low:.3f} – {one.high:.3f})"
+        empty = [one.name for one in self.values() if "h_score" in names and one.features >= self.rows - 1]
+        said = (
+            [f"h_score says nothing of {', '.join(empty)}: with as many features as rows any classes are apart."] if empty else []
+        )
+
+        def cell(candidate: Candidate, name: str) -> str:
+            one = candidate.scores[name]
+            return "—" if name == "h_score" and candidate.name in empty else f"{one.value:.3f} ({one.low:.3f} – {one.high:.3f})"
 
         rows = [
-            (one.name, *(cell(one.scores[name]) for name in names), f"{one.features:,}", f"{one.parameters:,}", one.verdict)
+            (one.name, *(cell(one, name) for name in names), f"{one.features:,}", f"{one.parameters:,}", one.verdict)
             for one in self.values()
         ]
         return Table(
@@ -114,6 +120,7 @@ class Ranking(Tabular, Mapping[str, Candidate]):
             notes=(
                 "A score of frozen features: networks that are tuned as a whole can change places. "
                 "Where two aren't told apart, take the smaller, or cross-validate both.",
+                *said,
             ),
         )
 
@@ -276,4 +283,7 @@ def _estimate(name: str, found: tuple[float, Array], level: float) -> Estimate:
     count = len(left_out)
     error = float(np.sqrt((count - 1) / count * ((left_out - left_out.mean()) ** 2).sum()))
     half = t_quantile(0.5 + level / 2, count - 1) * error
-    return Estimate(name, value, low=value - half, high=value + half, level=level, method="jackknife")
+    low, high = value - half, value + half
+    if name in _BY_ROW:  # a share of the rows
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Estimate(name, value, low=low, high=high, level=level, method="jackknife")
