@@ -258,3 +258,12 @@ def test_an_unknown_activation_is_told_with_near_names() -> None:
     assert "no activation named 'rellu' (did you mean 'relu'" in str(caught.value)
     with pytest.raises(errors.PlanError):
         tk.ModelBuilder((8, 8, 3)).conv(3, activation="sofmax")
+
+
+@pytest.mark.parametrize(
+    ("options", "found"), [({"include_top": True}, "include_top"), ({"include_preprocessing": False}, "0 to 255")]
+)
+def test_arguments_of_a_backbone_that_are_the_builders_own_are_refused(options: dict[str, Any], found: str) -> None:
+    plan = tk.ModelBuilder((32, 32, 3)).backbone("MobileNetV3Small", weights=None, **options).classifier(2)
+    with pytest.raises(errors.PlanError, match=found):
+        plan.build()

@@ -75,9 +75,20 @@ def backbone_model(name: str, *, input_shape: tuple[int | None, ...], weights: s
         options: Further arguments of the function in `keras.applications` (`alpha=0.35`).
 
     Raises:
+        PlanError: for arguments that are the builder's own.
         ModelError: when the network can't be made so, or its weights can't be had.
     """
     check_name(name)
+    own = f".backbone(keras.applications.{name}(…))"
+    problems, fixes = [], []
+    if "include_top" in options:
+        problems.append("include_top, where the builder makes the top")
+        fixes.append(f".classifier(…) for a head of your own; for the network's, {own}")
+    if not options.get("include_preprocessing", True):
+        problems.append("include_preprocessing=False, where a model built here takes pixels from 0 to 255")
+        fixes.append(f"leave it out; for inputs that were preprocessed before, {own}")
+    if problems:
+        raise PlanError(f"Building on the backbone {name!r}.", found=problems, fix="; ".join(fixes))
     try:
         return getattr(keras.applications, name)(include_top=False, weights=weights, input_shape=input_shape, **options)
     except Exception as error:  # Keras: ValueError for shapes and options; Exception for a download that fails
@@ -87,7 +98,7 @@ def backbone_model(name: str, *, input_shape: tuple[int | None, ...], weights: s
             f"Building the backbone {name} for inputs of shape {input_shape} with weights {weights!r}.",
             found=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
             cause=f"the weights aren't in {home}/models, and can't be downloaded from here" if offline else None,
-            fix='put the weights file there, or build with weights=None and load a file: tk.WeightLoader("file.h5").load(model)'
+            fix='put the weights file there, or name it: .backbone(…, weights="folder/mobilenet_…_no_top.h5")'
             if offline
             else "see the arguments of keras.applications." + name,
         ) from error
