@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
 
+import transferkit as tk
 from transferkit.errors import MatchError
 from transferkit.weights.adapters import resize_grid
 from transferkit.weights.loader import WeightLoader
@@ -218,3 +219,10 @@ def test_a_normalization_of_another_epsilon_than_torchs_is_told(tmp_path: Path) 
     model = keras.Sequential([keras.Input((3,)), layers.BatchNormalization(name="bn")])
     notes = WeightLoader(tmp_path / "w.npz").layout("torch").load(model).notes
     assert any("have epsilon=0.001; PyTorch's default is 1e-05" in note for note in notes)
+
+
+def test_another_number_of_classes_is_told_as_the_cause(tmp_path: Path) -> None:
+    three, five = (tk.ModelBuilder((4,)).dense(8, "relu").classifier(count).build(seed=0) for count in (3, 5))
+    tk.save_weights(three, tmp_path / "three.h5")
+    with pytest.raises(MatchError, match="head has another number of classes than the saved one"):
+        WeightLoader(tmp_path / "three.h5").load(five)

@@ -250,3 +250,9 @@ def test_two_recipes_are_compared_fold_by_fold(found: CrossValidation) -> None:
         "  found: other folds\n"
         "  to fix it: cross-validate both on the same data with the same folds=, repeats=, groups=, stratified= and seed="
     )
+
+
+def test_rows_of_one_class_are_not_cross_validated() -> None:
+    data = tk.Data.arrays(np.zeros((20, 4), "float32"), np.repeat([0, 1], 10))
+    with pytest.raises(errors.DataError, match="6 rows of one class"):
+        tk.cross_validate(tk.Recipe(tk.ModelBuilder((4,)).classifier(2)), data.take(np.arange(6)))

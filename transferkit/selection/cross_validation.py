@@ -196,6 +196,13 @@ def cross_validate(
     source = _as_data(data)
     labels = np.asarray(source.labels)
     by_class = labels if stratified and labels.ndim == 1 and labels.dtype.kind in "iub" else None
+    if by_class is not None and len(by_class) and (by_class == by_class[0]).all():
+        raise DataError(
+            "Cross-validating.",
+            found=f"{len(by_class)} rows of one class",
+            cause="rows sorted by class, of which the first were taken",
+            fix="take rows at random: data.split(…); for quantities that are whole numbers give floats, or stratified=False",
+        )
     dealt = deal(len(source), folds, labels=by_class, groups=groups, repeats=repeats, seed=seed)
     settings = (folds, repeats, stratified, groups is not None and list(np.asarray(groups)), seed, batch_size, validation_data)
     keeper = None if folder is None else _Keeper(folder, recipe, source, settings)
