@@ -390,7 +390,8 @@ class Staged:
         if not self.found.pairs and not any(t.status == "skipped" for t in report.tensors):
             return "nothing in the file fits any layer of the model: it is most likely the file of another model"
         sizes = [t for t in report.tensors if t.status == "misfit" and t.source_shape != t.shape]
-        if sizes and all(self.slots[t.name].layer == self._last_layer for t in sizes) and not report.unused:
+        head = [t.name for t in sizes if self.slots[t.name].layer == self._last_layer and t.source_shape[:-1] == t.shape[:-1]]
+        if head and len(head) == len(sizes) and not report.unused and {t.name for t in report.missing} <= set(head):
             return "the model's head has another number of classes than the saved one"
         if len(sizes) > len(report.tensors) / 2:
             return "most shapes differ: the file is that of a model of another size, or of another model"
