@@ -116,8 +116,8 @@ class GraphModel(keras.Model):
             norms = Norms([calls[index].operation for index in found], list(found.values())) if found else None
 
             def run(x: Any, *constants: Any) -> Any:
-                apart = norms.taken_apart(*constants) if norms is not None else ()
-                return self._run(x, False, dict(zip(found, apart, strict=True)), plain)
+                pairs = norms.taken_apart(*constants) if norms is not None else ()
+                return self._run(x, False, dict(zip(found, pairs, strict=True)), plain)
 
             self._function.value = norms, tf.function(run, autograph=False)
         norms, function = self._function.value

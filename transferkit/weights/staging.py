@@ -405,11 +405,15 @@ class Staged:
 
     # Doing
 
+    def _loaded_head(self) -> Slot | None:
+        """The kernel of the model's head, where the file has something for it."""
+        head = self._head
+        return head if head is not None and any(pair.target == head.name for pair in self.found.pairs) else None
+
     def _classes(self) -> tuple[str, ...]:
         """The model's classes, where they are known and the file has something for its head."""
-        if self._head is None or self._head.name not in {pair.target for pair in self.found.pairs}:
-            return ()
-        return class_names_of(self._head.owner)
+        head = self._loaded_head()
+        return () if head is None else class_names_of(head.owner)
 
     def _other_classes(self) -> str:
         """What is wrong where units would stand for other classes than in the file; empty where nothing is."""
@@ -426,8 +430,8 @@ class Staged:
             names = () if rule.patterns else rule.target
         else:
             names = self.archive.class_names
-        head = self._head
-        if head is None or head.name not in {pair.target for pair in self.found.pairs} or class_names_of(head.owner):
+        head = self._loaded_head()
+        if head is None or class_names_of(head.owner):
             return
         if names and head.info.shape[-1:] == (len(names),):
             name_classes(head.owner, names)
