@@ -6,10 +6,10 @@ May import Keras and the floors below.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["class_names_of", "name_classes", "names_within"]
+__all__ = ["class_names_of", "name_classes", "names_among"]
 
 #: They are known as long as the layer lives in this process; files that the library writes hold them too.
 _names: weakref.WeakKeyDictionary[Any, tuple[str, ...]] = weakref.WeakKeyDictionary()
@@ -25,13 +25,7 @@ def class_names_of(layer: Any) -> tuple[str, ...]:
     return _names.get(layer, ())
 
 
-def names_within(model: Any) -> tuple[str, ...]:
-    """The names that the one layer of a model has for which there are any; () where there is none, or are several."""
-
-    def layers(parent: Any) -> Iterator[Any]:
-        for layer in getattr(parent, "layers", ()):
-            yield layer
-            yield from layers(layer)
-
-    found = list({id(layer): class_names_of(layer) for layer in layers(model) if class_names_of(layer)}.values())
+def names_among(layers: Iterable[Any]) -> tuple[str, ...]:
+    """The names that the one layer has for which there are any; () where there is none, or are several."""
+    found = list({id(layer): class_names_of(layer) for layer in layers if class_names_of(layer)}.values())
     return found[0] if len(found) == 1 else ()

@@ -8,11 +8,11 @@ import zipfile
 from typing import Any
 
 from transferkit._keras import keras
-from transferkit.class_names import names_within
+from transferkit.class_names import names_among
 from transferkit.errors import ModelError, StorageError
 from transferkit.storage import atomic_path
 from transferkit.weights.saving import add_digests, check_written, said_of
-from transferkit.weights.variables import check_built, slots_of
+from transferkit.weights.variables import check_built, leaf_layers_of, slots_of
 from transferkit.weights.writing import Written, read_back
 
 __all__ = ["save_model"]
@@ -61,7 +61,7 @@ def save_model(model: Any, path: str | os.PathLike[str], *, include_optimizer: b
     slots = slots_of(model)
     if kind == "h5" and any(slot.dtype == "bfloat16" for slot in slots):
         raise StorageError(asked, found="weights of type bfloat16, which .h5 can't hold", fix="end the path with .keras")
-    said = said_of(names_within(model))
+    said = said_of(names_among(layer for _, layer in leaf_layers_of(model)))
     with atomic_path(path) as temporary:
         try:
             keras.saving.save_model(model, str(temporary), include_optimizer=include_optimizer)

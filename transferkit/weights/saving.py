@@ -12,13 +12,13 @@ import h5py
 import numpy as np
 
 from transferkit._keras import keras
-from transferkit.class_names import names_within
+from transferkit.class_names import names_among
 from transferkit.errors import ModelError, WeightsError, shorten
 from transferkit.storage import atomic_path
 from transferkit.weights.digest import digest_of
 from transferkit.weights.readers import open_archive
 from transferkit.weights.readers.checks import tensor_digest
-from transferkit.weights.variables import Slot, check_built, slots_of, values_of
+from transferkit.weights.variables import Slot, check_built, leaf_layers_of, slots_of, values_of
 from transferkit.weights.writing import Written, format_of, not_as_written, read_back, write_flat, write_legacy
 
 __all__ = ["add_digests", "check_written", "said_of", "save_weights"]
@@ -52,7 +52,7 @@ def save_weights(model: Any, path: str | os.PathLike[str], *, class_names: Seque
     kind = format_of(path, asked)
     check_built(model, asked=asked)
     slots = slots_of(model)
-    known = names_within(model)
+    known = names_among(layer for _, layer in leaf_layers_of(model))
     if class_names and known and tuple(class_names) != known:
         raise ModelError(
             asked,
