@@ -28,11 +28,11 @@ def unscaled(model: Any, x: Any) -> str:
     pixels = np.asarray(leaves[0])
     if pixels.ndim != 4 or pixels.dtype.kind not in "uif" or not pixels.size:
         return ""
-    low, high = float(pixels.min()), float(pixels.max())
     for path, layer in leaf_layers(model):
         if layer.weights:
             break
         if isinstance(layer, keras.layers.Rescaling):
+            low, high = float(pixels.min()), float(pixels.max())
             spread = (high - low) * float(np.max(np.abs(layer.scale)))
             if 0 < spread < _FLAT * max(1.0, float(np.max(np.abs(layer.offset)))):
                 return (

@@ -17,6 +17,7 @@ from transferkit.building.heads import Head, check_class_names
 from transferkit.data import Data
 from transferkit.errors import DataError
 from transferkit.tuning.objectives import Objective
+from transferkit.weights.values import is_finite
 
 __all__ = ["BatchChecks", "check_classes"]
 
@@ -214,16 +215,9 @@ def _rows(item: tuple[Any, ...]) -> list[tuple[str, str]]:
 
 
 def _not_finite(place: str, values: np.ndarray[Any, Any]) -> list[tuple[str, str]]:
-    if values.dtype.kind != "f":
+    if values.dtype.kind != "f" or is_finite(values):
         return []
-    if values.dtype in (np.float32, np.float64) and values.flags.c_contiguous:
-        flat = values.reshape(-1)
-        with np.errstate(over="ignore", invalid="ignore"):
-            if np.isfinite(np.dot(flat, flat)):
-                return []
     bad = ~np.isfinite(values)
-    if not bad.any():
-        return []
     row = int(np.argwhere(bad)[0][0])
     return [
         (

@@ -16,6 +16,7 @@ from transferkit._keras import keras, tf
 from transferkit.building.heads import Head
 from transferkit.data import Batch, Data, as_batch, is_arrays, row_count
 from transferkit.errors import DataError
+from transferkit.weights.values import is_finite
 
 __all__ = [
     "OWN_ROWS",
@@ -214,12 +215,11 @@ def check_inputs(batch: Batch, model: Any, heads: list[Head], *, name: str) -> N
         fixes.append("give the inputs as one tuple or dict: ((a, b), y)")
     for index, array in enumerate(inputs):
         where = f"input {index}" if len(inputs) > 1 else "the input"
-        if array.dtype.kind == "f":
+        if array.dtype.kind == "f" and not is_finite(array):
             bad = ~np.isfinite(array)
-            if bad.any():
-                row = int(np.argwhere(bad)[0][0])
-                problems.append(f"{where} has {int(bad.sum()):,} values that are NaN or infinite, the first in row {row}")
-                fixes.append("fill or drop rows that aren't finite")
+            row = int(np.argwhere(bad)[0][0])
+            problems.append(f"{where} has {int(bad.sum()):,} values that are NaN or infinite, the first in row {row}")
+            fixes.append("fill or drop rows that aren't finite")
         if len(expected) == len(inputs) and not _fits(array.shape[1:], expected[index].shape[1:]):
             wanted = tuple(expected[index].shape[1:])
             if array.shape == wanted:

@@ -18,6 +18,7 @@ import numpy as np
 from transferkit._keras import keras, tf
 from transferkit.errors import TrainingError, shorten
 from transferkit.tuning.snapshots import Reader, as_array, copies_of
+from transferkit.weights.values import is_finite
 
 __all__ = ["Guard", "check_start", "loss_spikes", "out_of_memory"]
 
@@ -34,7 +35,7 @@ def _is_float(variable: Any) -> bool:
 def _broken(variables: Sequence[Any]) -> list[str]:
     """The paths of those that aren't finite."""
     values = zip(variables, Reader(variables)(), strict=True)
-    return [item.path for item, parts in values if not all(np.isfinite(as_array(part)).all() for part in parts)]
+    return [item.path for item, parts in values if not all(is_finite(as_array(part)) for part in parts)]
 
 
 def check_start(model: Any) -> None:

@@ -27,7 +27,8 @@ from transferkit.tuning.naming import arrays_of, assign, named, optimizer_variab
 from transferkit.tuning.phases import PhasePlan
 from transferkit.tuning.run import PhaseRecord, Run
 from transferkit.tuning.signals import Signals
-from transferkit.tuning.snapshots import Reader, is_finite
+from transferkit.tuning.snapshots import Reader
+from transferkit.weights.values import is_finite
 
 __all__ = ["Session"]
 

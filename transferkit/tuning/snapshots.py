@@ -12,7 +12,7 @@ import numpy as np
 
 from transferkit._keras import keras, tf
 
-__all__ = ["Reader", "as_array", "copies_of", "is_finite"]
+__all__ = ["Reader", "as_array", "copies_of"]
 
 
 def copies_of(variable: Any) -> tuple[Any, ...]:
@@ -61,10 +61,3 @@ def as_array(tensor: Any) -> np.ndarray[Any, Any]:
         return np.asarray(memoryview(tensor))
     except (TypeError, ValueError, BufferError):
         return np.asarray(tensor.numpy())
-
-
-def is_finite(array: Any) -> bool:
-    """Whether all numbers of an array are; of a kind that NumPy doesn't know too."""
-    if array.dtype.kind not in "fV":
-        return True
-    return bool(np.isfinite(array.astype("float32") if array.dtype.kind == "V" else array).all())

@@ -39,6 +39,8 @@ def lossy_cast(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
 
 def is_finite(array: np.ndarray[Any, Any]) -> bool:
     """Whether no value is NaN or infinite."""
+    if array.dtype == np.float32 and array.size > _PIECE and array.flags.c_contiguous and surely_finite(array.reshape(-1)):
+        return True
     return not _is_float(array.dtype) or bool(np.isfinite(array).all())
 
 
