@@ -6,15 +6,16 @@ What it gives is told by content: `digest` covers layers, settings, wiring and w
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from transferkit._keras import keras, tf
 from transferkit.building.batch_norms import Norms, apply_norm, is_kerass, simple_norms
-from transferkit.building.graph import NOISE, Call, Ref, Spec, is_functional
+from transferkit.building.content import held_tensors, structure_of
+from transferkit.building.graph import Call, Ref, Spec
+from transferkit.building.programs import Program
 from transferkit.building.rewriting import apart, stands_apart
 
 __all__ = ["AttachMask", "GraphModel", "ReadMask", "as_declared", "flat_inputs", "run_call"]
@@ -63,7 +64,7 @@ class GraphModel(keras.Model):
         self._graph_specs = _Opaque({number: specs[number] for number in inputs})
         self._all_specs = _Opaque(specs)
         self._last_use = _Opaque(_last_uses(calls, outputs, output_masks))
-        self._function = _Opaque(None)
+        self._program = _Opaque(None)
         self._folded = _Opaque({})
         self._read_mask = ReadMask()
         self._attach_mask = AttachMask()
@@ -101,30 +102,37 @@ class GraphModel(keras.Model):
             return [*map(tf.identity, given), *(self._read_mask(tensors[number]) for number in output_masks)]
         return given[0] if isinstance(given, list) and len(given) == 1 else given
 
-    def as_function(self, like: Any = None) -> Any:
-        """The model in inference mode as one graph; traced once for each size of batch, however often this is asked for.
+    def as_function(self, like: Any = None) -> Callable[[Any], Any]:
+        """The model in inference mode as one graph, with the weights of now.
 
-        What its BatchNorms come down to is worked out now, so the function is of the weights of now.
+        It is traced once for each size of batch, and but once in a process for all models of the same structure.
 
         Args:
             like: A batch to trace it for at once.
         """
         calls, _, masked, _, _, loud = self._graph
-        if self._function.value is None:
-            found = {} if masked else simple_norms(calls, self._all_specs.value, loud=loud)
+        if self._program.value is None:
+            norms = {} if masked else simple_norms(calls, self._all_specs.value, loud=loud)
             plain = frozenset() if masked else _plain_calls(calls, self._all_specs.value)
-            norms = Norms([calls[index].operation for index in found], list(found.values())) if found else None
+            packed = Norms([calls[index].operation for index in norms], list(norms.values())) if norms else None
+            within = {id(weight) for index in norms for weight in calls[index].operation.weights}
 
-            def run(x: Any, *constants: Any) -> Any:
-                pairs = norms.taken_apart(*constants) if norms is not None else ()
-                return self._run(x, False, dict(zip(found, pairs, strict=True)), plain)
+            def run(flat: Any, *constants: Any) -> Any:
+                pairs = packed.taken_apart(*constants) if packed is not None else ()
+                return self._run(flat, False, dict(zip(norms, pairs, strict=True)), plain)
 
-            self._function.value = norms, tf.function(run, autograph=False)
-        norms, function = self._function.value
-        constants = norms.constants() if norms is not None else ()
-        if like is not None:
-            function.get_concrete_function(like, *constants)
-        return lambda x: function(x, *constants)
+            # What is random keeps its state in variables, which a graph for several models can't.
+            named = frozenset(range(len(calls))) - frozenset(norms) - plain
+            self._program.value = Program(
+                run,
+                [weight for weight in self.weights if id(weight) not in within],
+                packed.constants if packed is not None else tuple,
+                structure=None if loud else self._structure(named),
+                told=[tensor for call in calls for tensor in held_tensors(call.operation)],
+            )
+        inputs, specs = self._graph_inputs.value, self._graph_specs.value
+        run = self._program.value.ready(None if like is None else flat_inputs(like, inputs, specs))
+        return lambda x: run(flat_inputs(x, inputs, specs))
 
     def with_constants(self, policy: str | None = None) -> Any:
         """The model in inference mode as one graph with its weights as constants, which TensorFlow folds into one another.
@@ -166,15 +174,13 @@ class GraphModel(keras.Model):
     def digest(self) -> str | None:
         """A digest of everything that decides what the model gives: layers, settings, wiring and weights; None when some of it is
         code of the user's."""
-        calls, wanted, masked, output_masks, quiet, loud = self._graph
-        mark = hashlib.sha256(repr((wanted, masked, output_masks, sorted(quiet), sorted(loud))).encode())
-        for index, call in enumerate(calls):
-            code = _code_of(call.operation, quiet=index in quiet)
-            if code is None:
-                return None
-            mark.update(code)
-            mark.update(repr((call.args, sorted(call.kwargs.items()), call.outputs, call.training, call.heard)).encode())
-        mark.update(repr(self._graph_outputs.value).encode())
+        structure = self._structure()
+        if structure is None:
+            return None
+        # A dict of inputs is flattened by its keys, which are the inputs' names.
+        names = [spec.name for spec in self._graph_specs.value.values()]
+        mark = hashlib.sha256(f"{structure} {sorted(range(len(names)), key=names.__getitem__)}".encode())
+        loud = self._graph[-1]
         for layer in self._graph_layers:
             for variable in layer.variables if loud else layer.weights:  # where nothing is drawn, seeds decide nothing
                 value = np.ascontiguousarray(variable.numpy())
@@ -182,32 +188,13 @@ class GraphModel(keras.Model):
                 mark.update(value.tobytes())
         return mark.hexdigest()
 
-
-def _code_of(operation: Any, *, quiet: bool) -> bytes | None:
-    """What an operation is and how it is set; None for one that runs code of the user's. Noise that is off has no settings.
-
-    Such code can't be told by content: a file's text says nothing of the modules it imports, nor of what a function closes over.
-    """
-    if isinstance(operation, keras.layers.Lambda) or is_functional(operation):
-        return None
-    if any(kind.__module__.split(".")[0] not in ("keras", "tensorflow", "builtins") for kind in type(operation).__mro__):
-        return None
-    try:
-        # Names are numbered by Keras as they come, and who trains changes nothing about what is given.
-        config = {key: value for key, value in operation.get_config().items() if key not in ("name", "trainable")}
-        text = "off" if quiet and isinstance(operation, tuple(NOISE)) else json.dumps(config, sort_keys=True)
-    except (NotImplementedError, TypeError, ValueError):
-        return None
-    if _names_custom_code(config):
-        return None
-    return f"{type(operation).__module__}.{type(operation).__qualname__}\0{text}".encode()
-
-
-def _names_custom_code(config: Any) -> bool:
-    """Whether a configuration names a function or class that isn't Keras's: an activation of the user's, say."""
-    if isinstance(config, dict):
-        return config.get("registered_name") is not None or any(map(_names_custom_code, config.values()))
-    return isinstance(config, (list, tuple)) and any(map(_names_custom_code, config))
+    def _structure(self, named: frozenset[int] = frozenset()) -> str | None:
+        """A digest of all that decides what the model gives, the values of weights apart; None where it can't be told."""
+        calls, wanted, masked, output_masks, quiet, loud = self._graph
+        found = structure_of(calls, quiet=quiet, named=named)
+        given = (wanted, masked, output_masks, sorted(loud), self._graph_inputs.value, self._graph_outputs.value)
+        declared = [(spec.shape, spec.dtype) for spec in self._all_specs.value.values()]
+        return None if found is None else hashlib.sha256(f"{found} {given} {declared}".encode()).hexdigest()
 
 
 def flat_inputs(inputs: Any, structure: Any, specs: dict[int, Spec]) -> list[Any]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transferkit._keras import keras
-from transferkit.tuning.noise import parts_of
+from transferkit.building.parts import parts_of
 from transferkit.tuning.phases import PhasePlan, ResolvedLayer
 
 __all__ = ["PhaseCost", "cost_of", "forward_flops", "slots_of"]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from transferkit._keras import keras, tf
+from transferkit.building.content import vocabularies
 from transferkit.building.heads import heads_of, leaf_layers
 from transferkit.data import Data, is_arrays, row_count
 
@@ -42,6 +43,7 @@ def identity(plan: Any, model: Any, *, data: Any, validation: Any, seed: int, **
         "plan": repr(plan),
         "model": f"{len(model.layers)} layers, {model.count_params():,} parameters, {mark}",
         "setting of a layer": "; ".join(_settings(layer) for _, layer in leaf_layers(model)),
+        "words of the model": _words_mark(model),
         "classes of the model": repr([head.class_names for head in heads_of(model)]),
         "seed": str(seed),
         **{name: repr(value) for name, value in settings.items()},
@@ -65,6 +67,12 @@ def _settings(layer: Any) -> str:
         return value if isinstance(value, (str, int, float)) or value is None else type(value).__name__
 
     return f"{type(layer).__name__}({', '.join(f'{key}={item}' for key, item in plain(config).items())})"
+
+
+def _words_mark(model: Any) -> str:
+    """What layers look words up in, by a digest: no weight tells it, and no checkpoint holds it."""
+    found = [words for _, layer in leaf_layers(model) for words in vocabularies(layer)]
+    return f"{sum(map(len, found))}, {hashlib.sha256(repr(found).encode()).hexdigest()[:12]}" if found else "none"
 
 
 def _data_mark(data: Any) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transferkit._keras import keras
-from transferkit.tuning.noise import parts_of
+from transferkit.building.parts import parts_of
 
 __all__ = ["LowRank", "Lowered", "lower", "lowerable"]
 

@@ -7,15 +7,16 @@ EfficientNet, as a Dropout that drops all of an image's numbers at once. May imp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from transferkit._keras import keras
 from transferkit.building.graph import NOISE
 from transferkit.building.heads import leaf_layers
+from transferkit.building.parts import parts_of
 from transferkit.errors import ModelError
 
-__all__ = ["Setting", "drops_paths", "noise_attribute", "parts_of", "restore", "set_stochastic_depth", "turn_off"]
+__all__ = ["Setting", "drops_paths", "noise_attribute", "restore", "set_stochastic_depth", "turn_off"]
 
 #: A layer, the name of the attribute that holds its strength, and the value it had.
 Setting = tuple[Any, str, float]
@@ -23,24 +24,6 @@ Setting = tuple[Any, str, float]
 #: The names that layers of dropped paths give to the probability of a drop, and of none.
 _PATH_RATES = ("drop_path_rate", "drop_connect_rate", "stochastic_depth_rate")
 _SURVIVAL = "survival_probability"
-
-
-def parts_of(layer: Any) -> Iterator[Any]:
-    """The layer and those it holds in its attributes, lists and dicts, however deep (a wrapper's, a block's of the user's)."""
-    seen: set[int] = set()
-    waiting = [layer]
-    while waiting:
-        item = waiting.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, keras.layers.Layer):
-            yield item
-            waiting.extend(vars(item).values())
-        elif isinstance(item, dict):
-            waiting.extend(item.values())
-        elif isinstance(item, (list, tuple)):
-            waiting.extend(item)
 
 
 def noise_attribute(layer: Any) -> str | None:

@@ -17,10 +17,11 @@ import numpy as np
 
 from transferkit._keras import keras
 from transferkit.building.heads import leaf_layers
+from transferkit.building.parts import parts_of
 from transferkit.errors import TrainingError, shorten
 from transferkit.tuning.layers import Layers
 from transferkit.tuning.low_rank import Lowered, LowRank, lower, lowerable
-from transferkit.tuning.noise import drops_paths, noise_attribute, parts_of, restore, set_stochastic_depth, turn_off
+from transferkit.tuning.noise import drops_paths, noise_attribute, restore, set_stochastic_depth, turn_off
 from transferkit.tuning.rates import multipliers_of
 from transferkit.tuning.snapshots import Reader
 

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from transferkit._keras import keras, tf
+from transferkit.building.parts import parts_of
 from transferkit.building.replicas import Pass, Replicas, of_all, of_chief
 from transferkit.data import Batch
 from transferkit.errors import PlacementError
 from transferkit.placement import has_workers, worker_count, worker_number
 from transferkit.tuning.feeding import OWN_ROWS
 from transferkit.tuning.fingerprints import block_mark
-from transferkit.tuning.noise import parts_of
 
 __all__ = [
     "ReplicatedModel",
