@@ -24,7 +24,7 @@ Shape: TypeAlias = tuple[int | None, ...]
 
 #: Values in a row of the input from which on its last two axes are taken for one: TensorFlow spreads a few channels slowly, but
 #: each such layer takes a millisecond more to trace.
-_LARGE = 1 << 15
+_LARGE = 1 << 14
 #: A multiple of what a processor takes at once of a vector.
 _AT_ONCE = 16
 

@@ -20,17 +20,6 @@ from transferkit.building.parts import held_by
 __all__ = ["held_tensors", "structure_of", "vocabularies"]
 
 
-#: Layers of Keras's that hold nothing but settings and weights; to look is most of the time that a mark takes.
-_PLAIN = frozenset(
-    getattr(keras.layers, name)
-    for name in (
-        *("Conv1D", "Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense", "BatchNormalization", "ReLU", "Activation"),
-        *("Add", "Multiply", "Concatenate", "Dropout", "ZeroPadding2D", "Cropping2D", "Flatten", "Reshape", "Rescaling"),
-        *("AveragePooling2D", "MaxPooling2D", "GlobalAveragePooling2D", "GlobalMaxPooling2D", "LayerNormalization"),
-    )
-)
-
-
 class _UntoldError(Exception):
     """Something that can't be told by content."""
 
@@ -90,20 +79,16 @@ def _names_custom_code(config: Any) -> bool:
 
 def vocabularies(layer: Any) -> list[list[str]]:
     """The words of a layer that looks them up, and of those it holds; they are learned, yet neither settings nor weights."""
-    parts = () if type(layer) in _PLAIN else held_by(layer)
-    return [[str(word) for word in part.get_vocabulary()] for part in parts if hasattr(part, "get_vocabulary")]
+    return [[str(word) for word in part.get_vocabulary()] for part in held_by(layer) if hasattr(part, "get_vocabulary")]
 
 
 def held_tensors(operation: Any) -> list[Any]:
     """The tensors and arrays that an operation holds."""
-    parts = () if type(operation) in _PLAIN else held_by(operation)
-    return [part for part in parts if isinstance(part, (tf.Tensor, np.ndarray))]
+    return [part for part in held_by(operation) if isinstance(part, (tf.Tensor, np.ndarray))]
 
 
 def _add_held(mark: Any, operation: Any) -> None:
     """Adds what an operation holds that is neither a setting nor a weight."""
-    if type(operation) in _PLAIN:
-        return
     _add(mark, vocabularies(operation))
     _add(mark, held_tensors(operation))
     for item in held_by(operation):

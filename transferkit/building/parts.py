@@ -10,6 +10,17 @@ from transferkit._keras import keras
 __all__ = ["held_by", "parts_of"]
 
 
+#: Layers of Keras's that hold no other and nothing but settings and weights, which needn't be looked through.
+_PLAIN = frozenset(
+    getattr(keras.layers, name)
+    for name in (
+        *("Conv1D", "Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense", "BatchNormalization", "ReLU", "Activation"),
+        *("Add", "Multiply", "Concatenate", "Dropout", "ZeroPadding2D", "Cropping2D", "Flatten", "Reshape", "Rescaling"),
+        *("AveragePooling2D", "MaxPooling2D", "GlobalAveragePooling2D", "GlobalMaxPooling2D", "LayerNormalization"),
+    )
+)
+
+
 def held_by(layer: Any) -> Iterator[Any]:
     """The layer and what it and the layers it holds have in their attributes, lists and dicts; each once."""
     seen: set[int] = set()
@@ -20,6 +31,8 @@ def held_by(layer: Any) -> Iterator[Any]:
             continue
         seen.add(id(item))
         yield item
+        if type(item) in _PLAIN and not isinstance(getattr(item, "activation", None), keras.layers.Layer):
+            continue
         if isinstance(item, keras.layers.Layer):
             waiting.extend(vars(item).values())
         elif isinstance(item, dict):

@@ -67,8 +67,9 @@ class Program:
 
     def _shared(self, x: Any, values: Sequence[Any], constants: Sequence[Any]) -> Any:
         """The graph for inputs like these, or None where it is of these variables alone."""
+        specs = repr([tf.TensorSpec.from_tensor(leaf) for leaf in (*x, *constants)])
         # A graph holds the devices it was traced for.
-        key = (self._structure, repr([tf.TensorSpec.from_tensor(leaf) for leaf in x]), tf.identity(0.0).device, *_settings())
+        key = (self._structure, specs, tf.identity(0.0).device, *_settings())
         with _lock:
             if key not in _kept:
 
