@@ -195,23 +195,29 @@ class Steps:
                 cut = slice(first * size, tf.minimum(first + at_once, stop) * size)
                 return _batch(rows, parts, labels[cut], places[cut])
 
-            # Rows are gathered for some steps together and then cut, which copies nothing: to gather a batch two threads meet,
-            # and that takes longer than what they do. While steps are taken the rows for the next are gathered.
-            def some(first: Any, *held: Any) -> Any:
-                last = tf.minimum(first + at_once, stop)
-
+            def walk(first: Any, last: Any, held: Sequence[Any]) -> None:
                 def body(index: Any) -> Any:
                     place = (index - first) * size
                     x, y, weight = sized(_packed(layout, [leaf[place : place + size] for leaf in held]))
                     take(x, y, weight, epoch, index)
                     return (index + 1,)
 
-                following = _leaves(gathered(last))
                 tf.while_loop(lambda index: index < last, body, (first,), parallel_iterations=1)
+
+            # Rows are gathered for some steps together and then cut, which copies nothing: to gather a batch two threads meet,
+            # and that takes longer than what they do. While steps are taken the rows for the next are gathered.
+            def some(first: Any, *held: Any) -> Any:
+                last = tf.minimum(first + at_once, stop)
+                following = _leaves(gathered(last))
+                walk(first, last, held)
                 return last, *following
 
             layout = gathered(start)
             leaves = _leaves(layout)
+            if labels.shape[0] is not None and labels.shape[0] <= at_once * size:
+                # A loop within a loop takes half as long again to compile, and there is one round of the outer.
+                walk(start, stop, leaves)
+                return model.get_metrics_result()
             shapes = [tf.TensorShape((None, *leaf.shape[1:])) for leaf in leaves]
             tf.while_loop(
                 lambda first, *_: first < stop,
