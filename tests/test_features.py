@@ -241,6 +241,18 @@ def test_any_change_of_content_is_computed_anew(change: Any, tmp_path: Path) -> 
     assert np.array_equal(made.arrays[0], _expected(model, x))
 
 
+def test_keras_settings_are_part_of_the_key(tmp_path: Path) -> None:
+    """`UnitNormalization` asks for Keras's epsilon while it runs."""
+    prefix, data, before = split(_model()).prefix, _rows(20), keras.config.epsilon()
+    compute(prefix, data, folder=tmp_path)
+    try:
+        keras.config.set_epsilon(1e-3)
+        assert not compute(prefix, data, folder=tmp_path).reused
+    finally:
+        keras.config.set_epsilon(before)
+    assert compute(prefix, data, folder=tmp_path).reused
+
+
 def test_the_note_is_part_of_the_key(tmp_path: Path) -> None:
     prefix, data = split(_model()).prefix, _rows(20)
     compute(prefix, data, folder=tmp_path, note="caffe")

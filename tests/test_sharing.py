@@ -70,6 +70,15 @@ def test_other_weights_get_features_of_their_own(monkeypatch: pytest.MonkeyPatch
     assert computed == [ROWS, ROWS]
 
 
+def test_other_kernels_get_features_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, computed = _data(), _computed(monkeypatch)
+    with shared_features():
+        _fold(data, _model())
+        with tk.same_kernels():
+            _fold(data, _model())
+    assert computed == [ROWS, ROWS]
+
+
 def test_a_small_part_is_no_reason_to_compute_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     computed = _computed(monkeypatch)
     with shared_features():

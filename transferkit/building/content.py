@@ -17,7 +17,7 @@ from transferkit._keras import keras, tf
 from transferkit.building.graph import NOISE, Call, Ref, is_functional
 from transferkit.building.parts import held_by
 
-__all__ = ["held_tensors", "structure_of", "vocabularies"]
+__all__ = ["held_tensors", "keras_settings", "structure_of", "vocabularies"]
 
 
 class _UntoldError(Exception):
@@ -96,6 +96,17 @@ def _add_held(mark: Any, operation: Any) -> None:
             kept: dict[str, Any] = {}
             item.save_own_variables(kept)  # the weights of the words, in some modes
             _add(mark, kept)
+
+
+def keras_settings() -> dict[str, str]:
+    """What layers ask of Keras and TensorFlow while they run."""
+    return {
+        "float type": keras.config.floatx(),
+        "epsilon": repr(keras.config.epsilon()),
+        "image data format": keras.config.image_data_format(),
+        "flash attention": str(keras.config.is_flash_attention_enabled()),
+        "TensorFloat-32": str(tf.config.experimental.tensor_float_32_execution_enabled()),
+    }
 
 
 def _add(mark: Any, value: Any) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from transferkit._keras import keras, tf
+from transferkit.building.content import keras_settings
 
 __all__ = ["Program"]
 
@@ -69,7 +70,7 @@ class Program:
         """The graph for inputs like these, or None where it is of these variables alone."""
         specs = repr([tf.TensorSpec.from_tensor(leaf) for leaf in (*x, *constants)])
         # A graph holds the devices it was traced for.
-        key = (self._structure, specs, tf.identity(0.0).device, *_settings())
+        key = (self._structure, specs, tf.identity(0.0).device, repr(keras_settings()))
         with _lock:
             if key not in _kept:
 
@@ -84,9 +85,3 @@ class Program:
                     _kept.popitem(last=False)
             _kept.move_to_end(key)
             return _kept[key]
-
-
-def _settings() -> tuple[Any, ...]:
-    """What layers ask of Keras while they run."""
-    config = keras.config
-    return config.floatx(), config.epsilon(), config.image_data_format(), config.is_flash_attention_enabled()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from transferkit._keras import keras, tf
-from transferkit.building.content import vocabularies
+from transferkit.building.content import keras_settings, vocabularies
 from transferkit.building.heads import heads_of, leaf_layers
 from transferkit.data import Data, is_arrays, row_count
 
@@ -155,8 +155,7 @@ def environment() -> dict[str, str]:
         "TF_ENABLE_ONEDNN_OPTS": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "unset"),
         "processor": f"{platform.machine()} {hashlib.sha256(flags.encode()).hexdigest()[:8]}",
         "devices": ", ".join(device.device_type for device in tf.config.list_physical_devices()),
-        "float type": keras.config.floatx(),
-        "image data format": keras.config.image_data_format(),
+        **keras_settings(),
         "setting of TensorFlow's graph optimizer": ", ".join(rewriting) or "none",
     }
 

@@ -22,6 +22,7 @@ from transferkit.placement import worker_number
 from transferkit.tuning.cache_settings import CacheSettings
 from transferkit.tuning.features import Features, compute, memory_left
 from transferkit.tuning.fingerprints import BLOCK
+from transferkit.tuning.identity import environment
 
 __all__ = ["Pool", "features_of", "in_use", "is_shared", "shared_features"]
 
@@ -163,4 +164,4 @@ def _key(prefix: GraphModel, settings: CacheSettings, seed: int) -> str | None:
     """What decides the features of a row; None where it can't be told, or nobody asks."""
     code = prefix.digest() if in_use() else None
     views = (settings.views, seed) if settings.views > 1 else 1
-    return None if code is None else f"{code} {settings.dtype} {settings.extraction} {views}"
+    return None if code is None else f"{code} {settings.dtype} {settings.extraction} {views} {environment()}"
