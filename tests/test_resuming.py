@@ -301,6 +301,24 @@ def test_what_differs_is_said_and_nothing_is_changed(tmp_path: Path) -> None:
         fit(small(), tmp_path, model=network(activation="tanh"))
 
 
+def test_a_model_that_looks_up_other_words_goes_on_with_no_run(tmp_path: Path) -> None:
+    """No weight and no setting tells the words that a layer was adapted to."""
+
+    def reader(words: list[str]) -> Any:
+        text = keras.Input((1,), dtype="string")
+        look_up = layers.TextVectorization(output_sequence_length=1)
+        look_up.adapt(tf.constant(words))
+        x = layers.Flatten()(layers.Embedding(8, 3)(look_up(text)))
+        return keras.Model(text, layers.Dense(CLASSES, name="head")(x))
+
+    texts = tf.data.Dataset.from_tensor_slices((np.array([["a"], ["b"], ["c"]] * 4), np.arange(12) % CLASSES)).batch(4)
+    with pytest.raises(Stop):
+        fit(small(), tmp_path, Stopping(1), model=reader(["a", "b"]), data=texts, validation_data=None)
+    with pytest.raises(StorageError, match="another vocabulary: 4 words, .* there, 4 words, .* here"):
+        fit(small(), tmp_path, model=reader(["b", "c"]), data=texts, validation_data=None)
+    fit(small(), tmp_path, model=reader(["a", "b"]), data=texts, validation_data=None)
+
+
 def test_a_run_stopped_after_its_last_step_is_said_to_have_changed_its_weights(tmp_path: Path) -> None:
     counted = Stopping()
     model, _ = fit(small(), None, counted)

@@ -43,7 +43,7 @@ def identity(plan: Any, model: Any, *, data: Any, validation: Any, seed: int, **
         "plan": repr(plan),
         "model": f"{len(model.layers)} layers, {model.count_params():,} parameters, {mark}",
         "setting of a layer": "; ".join(_settings(layer) for _, layer in leaf_layers(model)),
-        "words of the model": _words_mark(model),
+        "vocabulary": _words_mark(model),
         "classes of the model": repr([head.class_names for head in heads_of(model)]),
         "seed": str(seed),
         **{name: repr(value) for name, value in settings.items()},
@@ -72,7 +72,7 @@ def _settings(layer: Any) -> str:
 def _words_mark(model: Any) -> str:
     """What layers look words up in, by a digest: no weight tells it, and no checkpoint holds it."""
     found = [words for _, layer in leaf_layers(model) for words in vocabularies(layer)]
-    return f"{sum(map(len, found))}, {hashlib.sha256(repr(found).encode()).hexdigest()[:12]}" if found else "none"
+    return f"{sum(map(len, found))} words, {hashlib.sha256(repr(found).encode()).hexdigest()[:12]}" if found else "none"
 
 
 def _data_mark(data: Any) -> str:
