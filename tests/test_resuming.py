@@ -313,8 +313,8 @@ def test_a_model_that_looks_up_other_words_goes_on_with_no_run(tmp_path: Path) -
 
     texts = tf.data.Dataset.from_tensor_slices((np.array([["a"], ["b"], ["c"]] * 4), np.arange(12) % CLASSES)).batch(4)
     with pytest.raises(Stop):
-        fit(small(), tmp_path, Stopping(1), model=reader(["a", "b"]), data=texts, validation_data=None)
-    with pytest.raises(StorageError, match="another vocabulary: 4 words, .* there, 4 words, .* here"):
+        fit(small(), tmp_path, Stopping(3), model=reader(["a", "b"]), data=texts, validation_data=None)
+    with pytest.raises(StorageError, match=r"another vocabulary: 4 words, .* there, 4 words, .* here"):
         fit(small(), tmp_path, model=reader(["b", "c"]), data=texts, validation_data=None)
     fit(small(), tmp_path, model=reader(["a", "b"]), data=texts, validation_data=None)
 
