@@ -77,9 +77,11 @@ def _names_custom_code(config: Any) -> bool:
     return isinstance(config, (list, tuple)) and any(map(_names_custom_code, config))
 
 
-def vocabularies(layer: Any) -> list[list[str]]:
+def vocabularies(layer: Any) -> list[tuple[str, ...]]:
     """The words of a layer that looks them up, and of those it holds; they are learned, yet neither settings nor weights."""
-    return [[str(word) for word in part.get_vocabulary()] for part in held_by(layer) if hasattr(part, "get_vocabulary")]
+    parts = (part for part in held_by(layer) if hasattr(part, "get_vocabulary"))
+    # A layer for texts holds one for their words, and both name them.
+    return list(dict.fromkeys(tuple(map(str, part.get_vocabulary())) for part in parts))
 
 
 def held_tensors(operation: Any) -> list[Any]:
