@@ -5,9 +5,9 @@
 
 The same model on the same batches in the same order, A B A B in one process, each turn with a model built anew and compiled;
 medians. The first turn is told by itself: a process that builds the same network again doesn't trace its frozen part again. The
-weights of both are compared before a time is told: to the bit for a backbone frozen whole, to 1e-6 of the largest where TensorFlow
-may rewrite the two graphs in different ways. Without images the rows are random. ImageNet weights come from Keras's own folder
-(`KERAS_HOME`); with --random there are none.
+weights of both are compared before a time is told: to the bit for a backbone frozen whole, to 1e-6 of the largest where
+TensorFlow may rewrite the two graphs in different ways. Without images the rows are random. ImageNet weights come from Keras's
+own folder (`KERAS_HOME`); with --random there are none.
 """
 
 from __future__ import annotations

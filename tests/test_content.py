@@ -143,6 +143,53 @@ def test_models_of_one_structure_share_a_program_and_each_gives_its_own(none_kep
     assert len(none_kept) == 1
 
 
+def _stacked(order: tuple[int, int], *, once: bool = False) -> tuple[Any, Any]:
+    """Two frozen layers of the same settings, one after the other; `order` is that in which the model comes by them."""
+    keras.utils.set_random_seed(2)
+    made = [layers.Dense(4, name=name) for name in "ab"]
+    for layer in made:
+        layer.build((None, 4))
+    x = keras.Input((4,))
+    first, second = made[order[0]], made[order[0] if once else order[1]]
+    tensor = layers.Add(name="sum")([x, second(layers.ReLU(name="between")(first(x)))])
+    base = keras.Model(x, tensor)
+    base.trainable = False
+    return base, keras.Model(x, layers.Dense(2)(base(x)))
+
+
+def test_weights_go_to_the_calls_that_take_them(none_kept: Any) -> None:
+    x = tf.constant(np.random.default_rng(0).normal(size=(6, 4)).astype("float32"))
+    marks = []
+    for order in ((0, 1), (1, 0)):
+        _is_predicts(_stacked(order), x)
+        marks.append(_prefix(_stacked(order)[1]).digest())
+    assert marks[0] != marks[1]
+    base, model = _stacked((0, 1))
+    prefix = _prefix(model)
+    # The same calls in a model that lists the variables the other way round.
+    turned = GraphModel(
+        prefix._graph[0],
+        inputs=prefix._graph[1],
+        outputs=prefix._graph_outputs.value,
+        quiet=prefix._graph[4],
+        specs=prefix._all_specs.value,
+        order=list(reversed(model.variables)),
+        input_structure=prefix._graph_inputs.value,
+        name="turned",
+    )
+    assert [w.path for w in turned.weights] != [w.path for w in prefix.weights]
+    assert turned.digest() == prefix.digest() == marks[0]
+    assert np.array_equal(turned.as_function(x)(x), base.predict(x, verbose=0))
+    assert len(none_kept) == len(marks)
+
+
+def test_a_layer_that_is_called_twice_is_not_two_layers(none_kept: Any) -> None:
+    x = tf.constant(np.random.default_rng(0).normal(size=(6, 4)).astype("float32"))
+    for once in (False, True):
+        _is_predicts(_stacked((0, 1), once=once), x)
+    assert len(none_kept) == 2
+
+
 def test_what_a_layer_holds_beside_its_weights_makes_another_program(none_kept: Any) -> None:
     x = tf.constant(np.random.default_rng(0).normal(size=(6, 8, 8, 3)).astype("float32"))
     for count, (seed, mean, name) in enumerate([(1, 0.0, "sum"), (1, 5.0, "sum"), (1, 5.0, "a_sum")], start=1):

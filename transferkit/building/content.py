@@ -35,15 +35,17 @@ def structure_of(
         named: Indices of those whose names count.
     """
     mark = hashlib.sha256()
+    numbers: dict[int, int] = {}  # a layer that is called twice isn't two layers of the same settings
     try:
         for index, call in enumerate(calls):
             mark.update(_settings(call.operation, quiet=index in quiet))
             _add_held(mark, call.operation)
             for part in (call.args, call.kwargs, call.outputs, call.training, call.heard, index in quiet):
                 _add(mark, part)
+            _add(mark, numbers.setdefault(id(call.operation), len(numbers)))
             _add(mark, call.operation.name if index in named else None)
             for variable in getattr(call.operation, "weights", ()):
-                mark.update(f"{variable.shape} {variable.dtype}".encode())
+                mark.update(f"{variable.name} {variable.shape} {variable.dtype};".encode())
     except _UntoldError:
         return None
     return mark.hexdigest()

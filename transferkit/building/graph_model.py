@@ -125,7 +125,7 @@ class GraphModel(keras.Model):
             named = frozenset(range(len(calls))) - frozenset(norms) - plain
             self._program.value = Program(
                 run,
-                [weight for weight in self.weights if id(weight) not in within],
+                [weight for weight in self._by_call("weights") if id(weight) not in within],
                 packed.constants if packed is not None else tuple,
                 structure=None if loud else self._structure(named),
                 told=[tensor for call in calls for tensor in held_tensors(call.operation)],
@@ -181,12 +181,16 @@ class GraphModel(keras.Model):
         names = [spec.name for spec in self._graph_specs.value.values()]
         mark = hashlib.sha256(f"{structure} {sorted(range(len(names)), key=names.__getitem__)}".encode())
         loud = self._graph[-1]
-        for layer in self._graph_layers:
-            for variable in layer.variables if loud else layer.weights:  # where nothing is drawn, seeds decide nothing
-                value = np.ascontiguousarray(variable.numpy())
-                mark.update(f"{value.dtype.name}{value.shape}".encode())
-                mark.update(value.tobytes())
+        for variable in self._by_call("variables" if loud else "weights"):  # where nothing is drawn, seeds decide nothing
+            value = np.ascontiguousarray(variable.numpy())
+            mark.update(f"{value.dtype.name}{value.shape}".encode())
+            mark.update(value.tobytes())
         return mark.hexdigest()
+
+    def _by_call(self, kind: str) -> list[Any]:
+        """The layers' weights or variables in the order of the calls: the model's own order is no part of what it gives."""
+        layers = {id(call.operation): call.operation for call in self._graph[0] if call.is_layer}.values()
+        return list({id(variable): variable for layer in layers for variable in getattr(layer, kind)}.values())
 
     def _structure(self, named: frozenset[int] = frozenset()) -> str | None:
         """A digest of all that decides what the model gives, the values of weights apart; None where it can't be told."""
