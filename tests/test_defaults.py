@@ -30,6 +30,15 @@ def test_small_data_is_gone_over_more_often(rows: int, epochs: tuple[int, int]) 
     assert tuple(phase.epochs for phase in plan.phases()) == epochs
 
 
+def test_rows_that_fit_would_refuse_get_no_plan() -> None:
+    x, y = data(60)
+    x[7, 2] = np.nan
+    with pytest.raises(tk.errors.DataError, match="1 values that are NaN or infinite, the first in row 7"):
+        tk.FineTuner.default(model(2), (x, y))
+    with pytest.raises(tk.errors.DataError, match=r"rows of shape \(3,\), where the model takes \(4,\)"):
+        tk.FineTuner.default(model(2), (x[:, :3], y))
+
+
 def test_where_features_cannot_be_kept_the_head_has_a_third() -> None:
     batches = tf.data.Dataset.from_tensor_slices((np.zeros((320, 4), "float32"), np.zeros(320, int))).batch(32)
     plan = tk.FineTuner.default(model(2), batches, epochs=12)

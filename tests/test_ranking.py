@@ -88,6 +88,11 @@ def test_what_cannot_be_ranked() -> None:
         tk.rank({"two": two}, (x, y))
 
 
+def test_candidates_without_names_are_refused() -> None:
+    with pytest.raises(tk.errors.PlanError, match="a list, where candidates have names"):
+        tk.rank([keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])], (np.zeros((8, 4)), np.arange(8) % 2))  # type: ignore[arg-type]
+
+
 def test_a_score_that_says_nothing_and_shares_beyond_their_range_are_not_told() -> None:
     x, y = np.random.default_rng(0).normal(size=(24, 64)).astype("float32"), np.arange(24) % 2
     found = tk.rank({"one": recipe(0), "other": recipe(0.5)}, (x, y))

@@ -178,7 +178,7 @@ def rank(
         A `Ranking`, the most promising first.
 
     Raises:
-        PlanError: for no candidates, or an unknown score.
+        PlanError: for no candidates, candidates without names, or an unknown score.
         DataError: for labels that aren't class indices.
         ModelError: for a model of several outputs.
 
@@ -190,6 +190,12 @@ def rank(
         >>> sorted(tk.rank({"wide": wide, "narrow": narrow}, (x, y), scores=["linear_probe"]))
         ['narrow', 'wide']
     """
+    if not isinstance(candidates, Mapping):
+        raise PlanError(
+            "Ranking candidates.",
+            found=f"a {type(candidates).__name__}, where candidates have names",
+            fix='give a dict: rank({"one": recipe, "another": recipe}, data)',
+        )
     asked = f"Ranking {len(candidates)} candidates."
     problems = [f"no score named {name!r}{did_you_mean(name, _KNOWN)}" for name in scores if name not in _KNOWN]
     problems += [

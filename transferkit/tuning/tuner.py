@@ -74,6 +74,9 @@ class FineTuner(TuningSteps):
                 thirds are for training all of it. Where the rest can be computed once, the head's own epochs don't count, and it
                 has as many as it needs to settle.
 
+        Raises:
+            DataError: for rows that aren't the model's or aren't finite.
+
         Example:
             >>> import keras, numpy as np, transferkit as tk
             >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)])
@@ -82,6 +85,8 @@ class FineTuner(TuningSteps):
             What each step of the plan does
             ...
         """
+        if isinstance(data, Data) or is_arrays(data):
+            check_inputs(first_rows(data, name="data")[0], model, heads_of(model), name="data")
         head = cls().phase("head", train=Layers.head(), epochs=1)
         plan: FineTuner = default_plan(
             cls(), model, data, epochs=epochs, once=lambda: planned_split(model, head._resolved(model)[0]).useful
