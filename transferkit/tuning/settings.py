@@ -248,7 +248,7 @@ def unsettled(plans: Sequence[PhasePlan], records: Sequence[PhaseRecord]) -> lis
         if left > 0.05:
             found.append(
                 f"{row.path}: after {steps[key]} steps its statistics are still {left:.0%} those it began with (momentum "
-                f"{row.layer.momentum:g}). Train longer, or call recalibrate_batch_norm."
+                f"{row.layer.momentum:g}). Train longer, or plan .batch_norm('recalibrate'), which takes them from the data."
             )
     return found[:3]
 
