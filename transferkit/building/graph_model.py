@@ -197,7 +197,8 @@ class GraphModel(keras.Model):
         calls, wanted, masked, output_masks, quiet, loud = self._graph
         found = structure_of(calls, quiet=quiet, named=named)
         given = (wanted, masked, output_masks, sorted(loud), self._graph_inputs.value, self._graph_outputs.value)
-        declared = [(spec.shape, spec.dtype) for spec in self._all_specs.value.values()]
+        numbers = [*wanted, *(number for call in calls for number in call.outputs)]
+        declared = [(spec.shape, spec.dtype) for spec in map(self._all_specs.value.__getitem__, numbers)]
         return None if found is None else hashlib.sha256(f"{found} {given} {declared}".encode()).hexdigest()
 
 
