@@ -21,7 +21,7 @@ from transferkit.data import Data
 from transferkit.errors import DataError
 from transferkit.tuning.cache_settings import CacheSettings
 from transferkit.tuning.features import Features, compute
-from transferkit.tuning.fingerprints import fingerprint
+from transferkit.tuning.fingerprints import fingerprint, fitting_block
 from transferkit.tuning.snapshots import as_array
 
 
@@ -98,7 +98,7 @@ def test_features_of_a_known_network_are_what_predict_gives_to_the_bit(network: 
     base.trainable = False
     pixels = keras.Input((96, 96, 3))
     made = split(keras.Model(pixels, layers.Dense(3)(base(pixels))))
-    rows = random.uniform(0, 255, (96, 96, 96, 3)).astype("float32")
+    rows = random.uniform(0, 255, (160, 96, 96, 3)).astype("float32")  # two blocks of 80
     found = compute(made.prefix, (rows,)).arrays[0]
     assert np.array_equal(found, base.predict(rows, batch_size=32, verbose=0))
     assert np.isfinite(found).all()
@@ -382,6 +382,13 @@ def test_processes_that_compute_the_same_features_get_the_same(tmp_path: Path) -
         said.append(out.decode().strip())
     assert "reused" in said[3:]
     print(f"{sum(process.returncode == -9 for process in running)} killed, the others {', '.join(filter(None, said))}")
+
+
+@pytest.mark.parametrize(("rows", "block"), [(5, 64), (64, 64), (80, 80), (100, 64), (192, 64), (95, 96), (800, 80), (4000, 64)])
+def test_few_rows_are_cut_so_that_few_are_computed_for_nothing(rows: int, block: int) -> None:
+    assert fitting_block(rows) == block
+    model, (x, y) = _model(), _rows(rows)
+    assert np.array_equal(compute(split(model).prefix, (x, y)).arrays[0], _expected(model, x))
 
 
 @pytest.mark.parametrize("rows", [277, 64, 5])

@@ -29,8 +29,8 @@ from transferkit.tuning.encoding import numpy_dtype
 from transferkit.tuning.epoch import Rows, Steps, rows_of_features, train
 from transferkit.tuning.epochs import Watch
 from transferkit.tuning.feature_noise import feature_noise
-from transferkit.tuning.features import Features
-from transferkit.tuning.fingerprints import BLOCK, repeats
+from transferkit.tuning.features import Features, block_of
+from transferkit.tuning.fingerprints import repeats
 from transferkit.tuning.phases import PhasePlan
 from transferkit.tuning.replicated import shared
 from transferkit.tuning.sharing import features_of, in_use, is_shared
@@ -323,15 +323,16 @@ class Cache:
 
     def _timed(self, made: Split) -> float:
         """Seconds that the prefix takes for a row, on one batch of the real rows."""
-        rows = self._first(BLOCK)
+        block = block_of(self._data, settings=self._settings, folder=self._settings.folder)
+        rows = self._first(block)
         count = len(tf.nest.flatten(rows)[0])
-        index = np.arange(BLOCK) % count
+        index = np.arange(block) % count
         batch = tf.nest.map_structure(lambda array: tf.convert_to_tensor(np.asarray(array)[index]), rows)
         function = made.prefix.as_function()
         function(batch)  # traces
         begun = time.perf_counter()
         tf.nest.map_structure(lambda tensor: tensor.numpy(), function(batch))
-        return (time.perf_counter() - begun) / BLOCK
+        return (time.perf_counter() - begun) / block
 
     def _sample(self) -> Any:
         return self._first(3)

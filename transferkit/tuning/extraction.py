@@ -36,10 +36,12 @@ class Extraction:
             convolutions before it; `bfloat16`, the same with layers that compute in bfloat16.
         views: How many times each row is computed; what is random in the prefix is drawn anew each time.
         seed: Of what is random.
+        block: Rows in a block.
     """
 
-    def __init__(self, prefix: GraphModel, *, how: str = "exact", views: int = 1, seed: int = 0) -> None:
+    def __init__(self, prefix: GraphModel, *, how: str = "exact", views: int = 1, seed: int = 0, block: int = BLOCK) -> None:
         self._prefix = prefix
+        self._block = block
         self._how = how
         self._views = views
         self._seed = seed
@@ -68,7 +70,7 @@ class Extraction:
 
         def one(x: Any) -> Result:
             count = len(tf.nest.flatten(x)[0])
-            padded = tf.nest.map_structure(lambda array: tf.convert_to_tensor(_padded(array)), x)
+            padded = self._padded(x)
             return finish(x, [value.numpy()[:count] for value in tf.nest.flatten(function(padded))])
 
         with self._seeded(), ThreadPoolExecutor(self._threads, "transferkit-features") as pool:
@@ -89,7 +91,7 @@ class Extraction:
                     future.cancel()
 
     def _function(self, x: Any) -> Callable[[Any], Any]:
-        some = tf.nest.map_structure(lambda array: tf.convert_to_tensor(_padded(array)), x)
+        some = self._padded(x)
         if self._how == "exact":
             function: Callable[[Any], Any] = self._prefix.as_function(some)
             return function
@@ -104,6 +106,14 @@ class Extraction:
                 change = float(tf.reduce_max(tf.abs(other - one)))
                 self.error = max(self.error, change / largest if largest else 0.0)
         return quick
+
+    def _padded(self, x: Any) -> Any:
+        def filled(array: Any) -> Any:
+            array = np.asarray(array)
+            missing = self._block - len(array)
+            return tf.convert_to_tensor(array if not missing else np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]))
+
+        return tf.nest.map_structure(filled, x)
 
     def _states(self) -> list[Any]:
         return [variable for variable in self._prefix.variables if variable.path.endswith("seed_generator_state")]
@@ -126,9 +136,3 @@ class Extraction:
                 number = int(random.integers(0, 2**31 - 1))
                 state.assign(np.array([number, 0], dtype=keras.backend.standardize_dtype(state.dtype)))
             yield
-
-
-def _padded(array: Any) -> Array:
-    array = np.asarray(array)
-    missing = BLOCK - len(array)
-    return array if not missing else np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])

@@ -28,7 +28,7 @@ from transferkit.tuning.cache_settings import CacheSettings
 from transferkit.tuning.encoding import Encoder, numpy_dtype, reader
 from transferkit.tuning.extraction import Extraction
 from transferkit.tuning.feature_store import Entry, FeatureStore
-from transferkit.tuning.fingerprints import BLOCK, Repeats, Rows, block_mark, digest, fingerprint, joined_mark
+from transferkit.tuning.fingerprints import BLOCK, Repeats, Rows, block_mark, digest, fingerprint, fitting_block, joined_mark
 from transferkit.tuning.identity import environment
 
 try:
@@ -36,7 +36,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-__all__ = ["Features", "compute", "memory_left"]
+__all__ = ["Features", "block_of", "compute", "memory_left"]
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ def compute(
     """
     started = time.perf_counter()
     settings = settings or CacheSettings()
-    job = _Job(prefix, data, settings, memory_left() // 2 if memory_limit is None else memory_limit, seed, traced)
+    limit = memory_left() // 2 if memory_limit is None else memory_limit
+    job = _Job(prefix, data, settings, limit, seed, traced, block=block_of(data, settings=settings, folder=folder))
     code = None if folder is None else prefix.digest()
     if folder is None or code is None:  # the user's code can't be told apart by content, so nothing is kept of it
         return job.run(None, "", "", started)
@@ -147,6 +148,19 @@ def compute(
             if entry is not None:
                 return _found(entry, labels, started)
         return job.run(store, base, mark, started)
+
+
+def block_of(data: Any, *, settings: CacheSettings, folder: Any) -> int:
+    """How many rows are computed at once; a fixed number where what is kept, or drawn at random, depends on it."""
+    if folder is not None or settings.views > 1 or settings.dtype == "int8":
+        return BLOCK
+    rows = _count(data)
+    return BLOCK if rows is None else fitting_block(rows)
+
+
+def _count(data: Any) -> int | None:
+    """How many rows there are, where that is known."""
+    return len(data) if isinstance(data, Data) else row_count(data) if is_arrays(data) else None
 
 
 def _found(entry: Entry, labels: Batch, started: float) -> Features:
@@ -170,10 +184,12 @@ def _found(entry: Entry, labels: Batch, started: float) -> Features:
 
 
 class _Job:
-    def __init__(self, prefix: GraphModel, data: Any, settings: CacheSettings, limit: int, seed: int, traced: Any) -> None:
-        self._traced = traced
+    def __init__(
+        self, prefix: GraphModel, data: Any, settings: CacheSettings, limit: int, seed: int, traced: Any, *, block: int
+    ) -> None:
+        self._traced, self._block = traced, block
         self._data, self._limit, self._views = data, limit, settings.views
-        self._extraction = Extraction(prefix, how=settings.extraction, views=settings.views, seed=seed)
+        self._extraction = Extraction(prefix, how=settings.extraction, views=settings.views, seed=seed, block=block)
         self._encoder = Encoder(settings.dtype)
         self._repeats = Repeats(data)
         self._labels = Batch(None, None, None)
@@ -201,7 +217,7 @@ class _Job:
 
         plain = len(first[1]) - len(scaled)
         scales = tuple(plain + scaled.index(index) if index in scaled else None for index in range(plain))
-        rows = len(self._data) if isinstance(self._data, Data) else row_count(self._data) if is_arrays(self._data) else None
+        rows = _count(self._data)
         keeps: Any = None
         if store is None and (rows is None or self._size(first[1], plain, rows) > self._limit):
             # Not known to fit: to a folder of this run alone, made for this user only.
@@ -245,7 +261,7 @@ class _Job:
 
     def _blocks(self) -> Iterator[Any]:
         """The inputs, for one view; notes what passes by."""
-        rows = Rows(self._data)
+        rows = Rows(self._data, block=self._block)
         for x in rows.blocks():
             self._repeats.see(x)
             yield x

@@ -19,21 +19,29 @@ import numpy as np
 from transferkit._keras import keras, tf
 from transferkit.data import Batch, Data, batches, is_arrays
 
-__all__ = ["BLOCK", "Repeats", "Rows", "block_mark", "digest", "fingerprint", "joined_mark", "repeats"]
+__all__ = ["BLOCK", "Repeats", "Rows", "block_mark", "digest", "fingerprint", "fitting_block", "joined_mark", "repeats"]
 
 #: Rows in a block, which is also the batch of the extraction. Larger gains nothing on a CPU (measured 32–256).
 BLOCK = 64
+#: Sizes for few rows, of which filling up the last block is a part: to 832 where there are 800.
+_SIZES, _FEW = (BLOCK, 80, 96), 50 * BLOCK
+
+
+def fitting_block(rows: int) -> int:
+    """The size of blocks with which fewest rows are computed for nothing."""
+    return min(_SIZES, key=lambda size: -rows % size) if rows < _FEW else BLOCK
 
 
 class Rows:
-    """Inputs cut into blocks of `BLOCK` rows, the last of fewer; labels and weights are kept as they pass by.
+    """Inputs cut into blocks, the last of fewer rows; labels and weights are kept as they pass by.
 
     Args:
         data: Whatever `fit` takes that ends.
+        block: Rows in a block.
     """
 
-    def __init__(self, data: Any) -> None:
-        self._data = data
+    def __init__(self, data: Any, *, block: int = BLOCK) -> None:
+        self._data, self._block = data, block
         self._y: list[Any] = []
         self._weights: list[Any] = []
 
@@ -41,17 +49,18 @@ class Rows:
         """The inputs, block by block."""
         waiting: list[Any] = []
         count = 0
-        for batch in batches(self._data, batch_size=BLOCK):
+        block = self._block
+        for batch in batches(self._data, batch_size=block):
             if not is_arrays(self._data):
                 self._y.append(batch.y)
                 self._weights.append(batch.sample_weight)
             waiting.append(batch.x)
             count += _length(batch.x)
-            while count >= BLOCK:
+            while count >= block:
                 rows = _joined(waiting)
-                yield tf.nest.map_structure(lambda array: array[:BLOCK], rows)
-                count -= BLOCK
-                waiting = [tf.nest.map_structure(lambda array: array[BLOCK:], rows)] if count else []
+                yield tf.nest.map_structure(lambda array: array[:block], rows)
+                count -= block
+                waiting = [tf.nest.map_structure(lambda array: array[block:], rows)] if count else []
         if count:
             yield _joined(waiting)
 
