@@ -169,7 +169,9 @@ def test_data_in_batches_is_cached_when_the_plan_says_so() -> None:
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
     plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=2, learning_rate=1e-2)
     one, other = _started("residual"), _started("residual")
-    plan.cache(True).fit(one, dataset, seed=3, batch_size=16, verbose=0)
+    run = plan.cache(True).fit(one, dataset, seed=3, verbose=0)
+    said = "; trained in batches of 16 like the data's own, their rows in an order of each epoch"
+    assert run.phases[0].frozen.endswith(said)
     plan.cache(False).fit(other, (x, y), seed=3, batch_size=16, verbose=0)
     assert all(np.array_equal(a, b) for a, b in zip(_state(one), _state(other), strict=True))
     run = plan.fit(_started("residual"), dataset, seed=3, verbose=0)

@@ -88,6 +88,13 @@ def test_what_cannot_be_ranked() -> None:
         tk.rank({"two": two}, (x, y))
 
 
+def test_rows_that_are_not_finite_are_refused_whatever_a_layer_makes_of_them() -> None:
+    x, y = np.random.default_rng(0).normal(size=(40, 4)).astype("float32"), np.arange(40) % 2
+    x[3] = np.nan  # which ReLU makes 0 of on a processor
+    with pytest.raises(errors.DataError, match="inputs that are NaN or infinite"):
+        tk.rank({"one": tk.Recipe(tk.ModelBuilder((4,)).dense(6, "relu").classifier(2))}, (x, y))
+
+
 def test_candidates_without_names_are_refused() -> None:
     with pytest.raises(tk.errors.PlanError, match="a list, where candidates have names"):
         tk.rank([keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])], (np.zeros((8, 4)), np.arange(8) % 2))  # type: ignore[arg-type]

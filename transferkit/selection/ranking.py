@@ -24,6 +24,7 @@ from transferkit.evaluation.intervals import t_quantile
 from transferkit.recipe import Recipe
 from transferkit.selection import scores as of
 from transferkit.tuning.fronts import outputs_of
+from transferkit.weights.values import is_finite
 
 __all__ = ["Candidate", "Ranking", "rank"]
 
@@ -252,8 +253,10 @@ def _rows(data: Any, asked: str, *, most: int, seed: int) -> Data:
             cause="the scores are for classes that exclude each other",
             fix="give one class index a row: y.argmax(axis=1) for one-hot rows",
         )
-    rows: Data = data
-    return rows if len(rows) <= most else rows.take(split_rows(len(rows), labels, most / len(rows), seed=seed)[1])
+    rows: Data = data if len(data) <= most else data.take(split_rows(len(data), labels, most / len(data), seed=seed)[1])
+    if rows.in_memory and not all(map(is_finite, keras.tree.flatten(rows.rows(np.arange(len(rows))).x))):
+        raise DataError(asked, found="inputs that are NaN or infinite", fix="fill or drop rows that aren't finite")
+    return rows
 
 
 def _features(one: Any, data: Data, *, asked: str, name: str, seed: int, batch_size: int) -> tuple[Any, Array]:

@@ -199,6 +199,8 @@ class Cache:
         steps = Steps(trained, batch_size=self._batch_size)
         features, validation = self._both(made, steps)
         words = f"{len(made.cached)} layers computed once, up to {_places(made)}: {features}"
+        if not (is_arrays(self._data) or isinstance(self._data, Data)):
+            words += f"; trained in batches of {self._batch_size} like the data's own, their rows in an order of each epoch"
         noise = self._settings.noise
         if noise:
             words += f"; trained with noise of {noise:g} of each feature's standard deviation"

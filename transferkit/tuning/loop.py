@@ -185,11 +185,13 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
     watch.begin(model, state.history, records, stream.by_epoch, spread=lambda: spread_seeds(model, job.strategy))
     minimised = job.targets.objective
     batches_an_epoch = stream.steps
+    # Data that comes in batches keeps their size, also where its rows are taken one by one.
+    batch_size = job.batch_size if is_arrays(job.data) or isinstance(job.data, Data) else row_count(job.first)
     cache = Cache(
         job.cache,
         data=job.data,
         validation=job.validation,
-        batch_size=job.batch_size,
+        batch_size=batch_size,
         class_weight=job.class_weight,
         mixes=job.targets.mixing is not None,
         steps_per_epoch=job.steps_per_epoch,
@@ -291,7 +293,7 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
                         order=lambda epoch: epoch_order(cached.rows.count, seed=job.seed, epoch=epoch),  # noqa: B023 -- used at once
                         epochs=begun + plan.phase.epochs,
                         initial_epoch=begun,
-                        batch_size=job.batch_size,
+                        batch_size=batch_size,
                         callbacks=callbacks,
                         evaluate=evaluate,
                         watch=watch,
