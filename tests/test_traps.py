@@ -296,7 +296,7 @@ def test_batch_norm_in_a_short_run() -> None:
     model.get_layer("base").get_layer("norm").momentum = 0.99
     plan = tk.FineTuner().phase("all", train=tk.Layers.all(), epochs=3).batch_norm("adapt")
     run = plan.fit(model, (X, Y), verbose=0, seed=0)
-    assert any("recalibrate_batch_norm" in note for note in run.notes)
+    assert any(".batch_norm('recalibrate')" in note for note in run.notes)
 
 
 def test_the_end_of_data_of_unknown_length_is_no_step() -> None:
