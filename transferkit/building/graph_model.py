@@ -131,8 +131,8 @@ class GraphModel(keras.Model):
                 told=[tensor for call in calls for tensor in held_tensors(call.operation)],
             )
         inputs, specs = self._graph_inputs.value, self._graph_specs.value
-        run = self._program.value.ready(None if like is None else flat_inputs(like, inputs, specs))
-        return lambda x: run(flat_inputs(x, inputs, specs))
+        ready = self._program.value.ready(None if like is None else flat_inputs(like, inputs, specs))
+        return lambda x: ready(flat_inputs(x, inputs, specs))
 
     def with_constants(self, policy: str | None = None) -> Any:
         """The model in inference mode as one graph with its weights as constants, which TensorFlow folds into one another.

@@ -57,20 +57,20 @@ class Program:
         constants = self._constants()
         alone = self._structure is None or tf.distribute.has_strategy() or tf.config.functions_run_eagerly()
         values = [] if alone else [tf.convert_to_tensor(weight.value) for weight in self._weights]
+        # A graph holds the devices it was traced for.
+        where = (self._structure, tf.identity(0.0).device, repr(keras_settings()))
 
         def ready(x: Any) -> Any:
-            made = None if alone else self._shared(x, values, constants)
+            made = None if alone else self._shared(where, x, values, constants)
             return self._own(x, *constants) if made is None else made(x, values, *constants)
 
-        if like is not None and (alone or self._shared(like, values, constants) is None):
+        if like is not None and (alone or self._shared(where, like, values, constants) is None):
             self._own.get_concrete_function(like, *constants)
         return ready
 
-    def _shared(self, x: Any, values: Sequence[Any], constants: Sequence[Any]) -> Any:
+    def _shared(self, where: tuple[Any, ...], x: Any, values: Sequence[Any], constants: Sequence[Any]) -> Any:
         """The graph for inputs like these, or None where it is of these variables alone."""
-        specs = repr([tf.TensorSpec.from_tensor(leaf) for leaf in (*x, *constants)])
-        # A graph holds the devices it was traced for.
-        key = (self._structure, specs, tf.identity(0.0).device, repr(keras_settings()))
+        key = (*where, repr([tf.TensorSpec.from_tensor(leaf) for leaf in (*x, *constants)]))
         with _lock:
             if key not in _kept:
 
