@@ -65,7 +65,7 @@ def _settings(operation: Any, *, quiet: bool) -> bytes:
         # Names are numbered by Keras as they come, and who trains changes nothing about what is given.
         config = {key: value for key, value in operation.get_config().items() if key not in ("name", "trainable")}
         text = "off" if quiet and isinstance(operation, tuple(NOISE)) else json.dumps(config, sort_keys=True)
-    except (NotImplementedError, TypeError, ValueError) as error:
+    except (NotImplementedError, TypeError, ValueError) as error:  # no configuration, or one that is no plain text
         raise _UntoldError from error
     if _names_custom_code(config):
         raise _UntoldError
@@ -81,25 +81,36 @@ def _names_custom_code(config: Any) -> bool:
 
 def vocabularies(layer: Any) -> list[tuple[str, ...]]:
     """The words of a layer that looks them up, and of those it holds; they are learned, yet neither settings nor weights."""
-    parts = (part for part in held_by(layer) if hasattr(part, "get_vocabulary"))
     # A layer for texts holds one for their words, and both name them.
-    return list(dict.fromkeys(tuple(map(str, part.get_vocabulary())) for part in parts))
+    return list(dict.fromkeys(map(_words, filter(_looks_up, held_by(layer)))))
+
+
+def _looks_up(part: Any) -> bool:
+    return hasattr(part, "get_vocabulary")
+
+
+def _words(part: Any) -> tuple[str, ...]:
+    return tuple(map(str, part.get_vocabulary()))
 
 
 def held_tensors(operation: Any) -> list[Any]:
     """The tensors and arrays that an operation holds."""
-    return [part for part in held_by(operation) if isinstance(part, (tf.Tensor, np.ndarray))]
+    return list(filter(_is_tensor, held_by(operation)))
+
+
+def _is_tensor(part: Any) -> bool:
+    return isinstance(part, (tf.Tensor, np.ndarray))
 
 
 def _add_held(mark: Any, operation: Any) -> None:
     """Adds what an operation holds that is neither a setting nor a weight."""
-    _add(mark, vocabularies(operation))
-    _add(mark, held_tensors(operation))
-    for item in held_by(operation):
-        if hasattr(item, "get_vocabulary"):
+    for part in held_by(operation):
+        if _is_tensor(part):
+            _add(mark, part)
+        elif _looks_up(part):
             kept: dict[str, Any] = {}
-            item.save_own_variables(kept)  # the weights of the words, in some modes
-            _add(mark, kept)
+            part.save_own_variables(kept)  # the weights of the words, in some modes
+            _add(mark, [_words(part), kept])
 
 
 def keras_settings() -> dict[str, str]:
