@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,7 +18,7 @@ from transferkit._keras import keras, tf
 from transferkit.building.graph import Call, Spec, makes_mask
 from transferkit.building.rewriting import apart
 
-__all__ = ["Norms", "apply_norm", "is_kerass", "simple_norms"]
+__all__ = ["Norms", "Shape", "apply_norm", "is_kerass", "simple_norms", "spread"]
 
 Shape: TypeAlias = tuple[int | None, ...]
 
@@ -64,12 +64,13 @@ class Norms:
     Args:
         layers: The layers.
         shapes: Of their inputs.
+        single: The places of those whose constants are wanted one for each channel, as `fused_norm` takes them.
     """
 
-    def __init__(self, layers: Sequence[Any], shapes: Sequence[Shape]) -> None:
-        self._layers, self._shapes = tuple(layers), tuple(shapes)
+    def __init__(self, layers: Sequence[Any], shapes: Sequence[Shape], *, single: Collection[int] = ()) -> None:
+        self._layers, self._shapes, self._single = tuple(layers), tuple(shapes), frozenset(single)
         self._sizes = [math.prod(layer.moving_variance.shape) for layer in layers]
-        self._axes = [_axis(layer, shape) for layer, shape in zip(layers, shapes, strict=True)]
+        self._axes = [spread(layer, shape) for layer, shape in zip(layers, shapes, strict=True)]
         # One operation on many layers has the bits of one on each where none of these ends within what a processor takes at
         # once. A layer without a scale or an offset has a formula of its own.
         self._together = [
@@ -115,10 +116,10 @@ class Norms:
         """How many times the channels come in the axis that is joined of two; 1 where none is."""
         shape = self._shapes[place]
         large = len(shape) > 2 and None not in shape[1:] and math.prod(length or 1 for length in shape[1:]) >= _LARGE
-        return int(shape[-2] or 1) if large and self._axes[place] is None else 1
+        return int(shape[-2] or 1) if large and self._axes[place] is None and place not in self._single else 1
 
 
-def _axis(layer: Any, shape: Shape) -> list[int] | None:
+def spread(layer: Any, shape: Shape) -> list[int] | None:
     """The shape in which the channels spread over an input whose last axis isn't theirs; None where it is."""
     (axis,) = layer.axis if isinstance(layer.axis, (list, tuple)) else (layer.axis,)
     if axis in (-1, len(shape) - 1):

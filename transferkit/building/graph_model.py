@@ -6,14 +6,16 @@ What it gives is told by content: `digest` covers layers, settings, wiring and w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from transferkit._keras import keras, tf
-from transferkit.building.batch_norms import Norms, apply_norm, is_kerass, simple_norms
+from transferkit.building.batch_norms import Norms, Shape, apply_norm, is_kerass, simple_norms
 from transferkit.building.content import held_tensors, structure_of
+from transferkit.building.fused_norms import Fusion, convolve, fused_norm, fusions, holding
 from transferkit.building.graph import Call, Ref, Spec
 from transferkit.building.programs import Program
 from transferkit.building.rewriting import apart, stands_apart
@@ -64,7 +66,8 @@ class GraphModel(keras.Model):
         self._graph_specs = _Opaque({number: specs[number] for number in inputs})
         self._all_specs = _Opaque(specs)
         self._last_use = _Opaque(_last_uses(calls, outputs, output_masks))
-        self._program = _Opaque(None)
+        self._shortcuts = _Opaque(None)
+        self._program = _Opaque((None, None))
         self._folded = _Opaque({})
         self._read_mask = ReadMask()
         self._attach_mask = AttachMask()
@@ -74,9 +77,17 @@ class GraphModel(keras.Model):
         """Nothing to do: every layer was built with the model the graph comes from."""
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        return self._run(inputs, training, {}, frozenset())
+        return self._run(inputs, training)
 
-    def _run(self, inputs: Any, training: bool | None, constants: dict[int, tuple[Any, Any]], plain: frozenset[int]) -> Any:
+    def _run(
+        self,
+        inputs: Any,
+        training: bool | None,
+        *,
+        constants: Mapping[int, tuple[Any, Any]] = MappingProxyType({}),
+        fused: Mapping[int, Fusion] = MappingProxyType({}),
+        plain: frozenset[int] = frozenset(),
+    ) -> Any:
         calls, wanted, masked, output_masks, quiet, loud = self._graph
         flat = flat_inputs(inputs, self._graph_inputs.value, self._graph_specs.value)
         tensors: dict[int, Any] = {}
@@ -85,8 +96,13 @@ class GraphModel(keras.Model):
         for number, mask in zip(masked, flat[len(wanted) :], strict=True):
             tensors[number] = self._attach_mask([tensors[number], mask])
         drop = self._last_use.value
+        convolutions = {fusion.call for fusion in fused.values()}
         for index, call in enumerate(calls):
-            if index in constants:
+            if index in convolutions:
+                outputs = convolve(call.operation, tensors[call.inputs[0]])
+            elif index in fused:
+                outputs = fused_norm(fused[index].layer, tensors[call.inputs[0]], constants[index])
+            elif index in constants:
                 outputs = apply_norm(tensors[call.inputs[0]], constants[index])
             elif index in plain:
                 outputs = call.operation.call(_values(call.args[0], tensors))
@@ -110,29 +126,42 @@ class GraphModel(keras.Model):
         Args:
             like: A batch to trace it for at once.
         """
-        calls, _, masked, _, _, loud = self._graph
-        if self._program.value is None:
+        calls, _, masked, output_masks, _, loud = self._graph
+        if self._shortcuts.value is None:
             norms = {} if masked else simple_norms(calls, self._all_specs.value, loud=loud)
+            kept = {ref.tensor for ref in tf.nest.flatten(self._graph_outputs.value)} | set(output_masks)
             plain = frozenset() if masked else _plain_calls(calls, self._all_specs.value)
-            packed = Norms([calls[index].operation for index in norms], list(norms.values())) if norms else None
-            within = {id(weight) for index in norms for weight in calls[index].operation.weights}
-
-            def run(flat: Any, *constants: Any) -> Any:
-                pairs = packed.taken_apart(*constants) if packed is not None else ()
-                return self._run(flat, False, dict(zip(norms, pairs, strict=True)), plain)
-
-            # What is random keeps its state in variables, which a graph for several models can't.
-            named = frozenset(range(len(calls))) - frozenset(norms) - plain
-            self._program.value = Program(
-                run,
-                [weight for weight in self._by_call("weights") if id(weight) not in within],
-                packed.constants if packed is not None else tuple,
-                structure=None if loud else self._structure(named),
-                told=[tensor for call in calls for tensor in held_tensors(call.operation)],
-            )
+            self._shortcuts.value = norms, fusions(calls, norms, self._all_specs.value, kept=kept), plain
+        norms, possible, plain = self._shortcuts.value
+        fused = holding(possible)
+        held, program = self._program.value
+        if program is None or held != fused:
+            program = self._programmed(norms, fused, plain)
+            self._program.value = fused, program
         inputs, specs = self._graph_inputs.value, self._graph_specs.value
-        ready = self._program.value.ready(None if like is None else flat_inputs(like, inputs, specs))
+        ready = program.ready(None if like is None else flat_inputs(like, inputs, specs))
         return lambda x: ready(flat_inputs(x, inputs, specs))
+
+    def _programmed(self, norms: Mapping[int, Shape], fused: Mapping[int, Fusion], plain: frozenset[int]) -> Program:
+        calls, *_, loud = self._graph
+        single = [place for place, index in enumerate(norms) if index in fused]
+        packed = Norms([calls[index].operation for index in norms], list(norms.values()), single=single) if norms else None
+        within = {id(weight) for index in norms for weight in calls[index].operation.weights}
+
+        def run(flat: Any, *constants: Any) -> Any:
+            pairs = packed.taken_apart(*constants) if packed is not None else ()
+            return self._run(flat, False, constants=dict(zip(norms, pairs, strict=True)), fused=fused, plain=plain)
+
+        # What is random keeps its state in variables, which a graph for several models can't.
+        named = frozenset(range(len(calls))) - frozenset(norms) - {fusion.call for fusion in fused.values()} - plain
+        structure = None if loud else self._structure(named)
+        return Program(
+            run,
+            [weight for weight in self._by_call("weights") if id(weight) not in within],
+            packed.constants if packed is not None else tuple,
+            structure=None if structure is None else f"{structure} {sorted(fused)}",
+            told=[tensor for call in calls for tensor in held_tensors(call.operation)],
+        )
 
     def with_constants(self, policy: str | None = None) -> Any:
         """The model in inference mode as one graph with its weights as constants, which TensorFlow folds into one another.
