@@ -75,6 +75,7 @@ class Extraction:
 
         with self._seeded(), ThreadPoolExecutor(self._threads, "transferkit-features") as pool:
             waiting: collections.deque[Future[Result]] = collections.deque()
+            alone = True
             try:
                 for x in itertools.chain.from_iterable(blocks() for _ in range(self._views)):
                     if function is None:  # traced here, by one thread
@@ -82,6 +83,9 @@ class Extraction:
                         if traced is not None:
                             traced()
                     waiting.append(pool.submit(one, x))
+                    if alone:  # the first call settles on kernels; each of two at once would do so
+                        waiting[0].result()
+                        alone = False
                     if len(waiting) > 2 * self._threads:
                         yield waiting.popleft().result()
                 while waiting:
