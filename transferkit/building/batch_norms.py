@@ -18,7 +18,7 @@ from transferkit._keras import keras, tf
 from transferkit.building.graph import Call, Spec, makes_mask
 from transferkit.building.rewriting import apart
 
-__all__ = ["Norms", "Shape", "apply_norm", "is_kerass", "simple_norms", "spread"]
+__all__ = ["Norms", "Shape", "apply_norm", "is_kerass", "norm_constants", "simple_norms", "spread"]
 
 Shape: TypeAlias = tuple[int | None, ...]
 
@@ -29,16 +29,24 @@ _LARGE = 1 << 14
 _AT_ONCE = 16
 
 
-def simple_norms(calls: Iterable[Call], specs: dict[int, Spec], *, loud: frozenset[int]) -> dict[int, Shape]:
+def simple_norms(
+    calls: Iterable[Call], specs: dict[int, Spec], *, loud: frozenset[int], summed: bool = False
+) -> dict[int, Shape]:
     """The calls of float32 BatchNorm in inference mode whose output isn't summed, by index, with the shape of their input.
 
     None where a mask may be about, which only Keras's own call hands on.
+
+    Args:
+        calls: Of the graph.
+        specs: Of all tensors.
+        loud: Indices of calls in training mode.
+        summed: Whether those are wanted too whose output goes into a sum, which have other bits when they are simplified.
     """
     calls = tuple(calls)
     if not all(is_kerass(call) for call in calls):
         return {}
     found = {}
-    free = apart(calls) - loud
+    free = (frozenset(range(len(calls))) if summed else apart(calls)) - loud
     for index, call in enumerate(calls):
         layer = call.operation
         if type(layer) is not keras.layers.BatchNormalization or index not in free or layer.compute_dtype != "float32":
@@ -97,7 +105,7 @@ class Norms:
         for place, layer in enumerate(self._layers):
             factor, offset = found[place]
             if factor is None:
-                factor, offset = _constants_of(layer)
+                factor, offset = norm_constants(layer)
             times = self._times(place)
             found[place] = (factor, offset) if times == 1 else (tf.tile(factor, [times]), tf.tile(offset, [times]))
         factors, offsets = zip(*found, strict=True)
@@ -129,7 +137,8 @@ def spread(layer: Any, shape: Shape) -> list[int] | None:
     return spread
 
 
-def _constants_of(layer: Any) -> tuple[Any, Any]:
+def norm_constants(layer: Any) -> tuple[Any, Any]:
+    """The factor and the offset of each channel, as Keras works them out."""
     factor = tf.math.rsqrt(_value(layer.moving_variance) + layer.epsilon)
     if layer.scale:
         factor = factor * _value(layer.gamma)

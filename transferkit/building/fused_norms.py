@@ -5,8 +5,8 @@ registers. Keras's BatchNorm in inference mode is a product and a sum instead, t
 third of all the time. With a mean of 0 and a variance of 1 the fused one computes that very product and that very sum, each
 rounded. A depthwise convolution is one of as many groups as channels.
 
-Nothing in TensorFlow promises any of this, so one convolution of each kind is tried out, once in a process, and the kind left alone
-where a single bit differs. May import Keras and the floors below.
+Nothing in TensorFlow promises any of this, so one convolution of each kind is tried out, once in a process, and the kind left
+alone where a single bit differs. May import Keras and the floors below.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transferkit._keras import keras, tf
 from transferkit.building.batch_norms import Shape, apply_norm, spread
 from transferkit.building.graph import Call, Spec
 
-__all__ = ["Fusion", "convolve", "fused_norm", "fusions", "holding"]
+__all__ = ["Fusion", "fusions", "holding"]
 
 #: So many rows are tried out; only a batch of 1 is computed in a way of its own.
 _ROWS = 8
@@ -56,6 +56,46 @@ class Fusion:
         height, width, *channels = self.layer.kernel.shape
         aligned = [not number % _AT_ONCE for number in channels]
         return repr((self.depthwise, height, width, aligned, tuple(self.layer.strides), self.layer.padding, self.layer.use_bias))
+
+    def convolve(self, x: Any) -> Any:
+        """What the convolution gives without its bias."""
+        kernel = self._as_groups(keras.ops.convert_to_tensor(self.layer.kernel))
+        return tf.nn.conv2d(x, kernel, strides=self.layer.strides, padding=self.layer.padding.upper())
+
+    def norm(self, x: Any, constants: tuple[Any, Any]) -> Any:
+        """What the bias of the convolution, a factor and an offset make of what `convolve` gives."""
+        factor, offset = constants
+        zeros, ones = (tf.constant(number, tf.float32, factor.shape) for number in (0.0, 1.0))
+        # Subtracting what is the opposite of a number is adding it, to the bit.
+        mean = -keras.ops.convert_to_tensor(self.layer.bias) if self.layer.use_bias else zeros
+        y, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=x, scale=factor, offset=offset, mean=mean, variance=ones, epsilon=0.0, is_training=False
+        )
+        return _undrawn(y)
+
+    def folded(self, constants: tuple[Any, Any], *, grouped: bool) -> Callable[[Any], Any]:
+        """The convolution with a factor in its kernel and an offset as its bias, as they are now; nearly the same numbers.
+
+        Args:
+            constants: The factor and the offset of each channel.
+            grouped: Whether a depthwise one is computed as one of as many groups as channels, which is faster.
+        """
+        layer, padding = self.layer, self.layer.padding.upper()
+        factor, offset = (np.asarray(constant) for constant in constants)
+        kernel = layer.kernel.numpy() * (factor[:, None] if self.depthwise else factor)
+        bias = offset + layer.bias.numpy() * factor if layer.use_bias else offset
+
+        def run(x: Any) -> Any:
+            if self.depthwise and not grouped:
+                y = tf.nn.depthwise_conv2d(x, kernel, strides=(1, *layer.strides, 1), padding=padding)
+            else:
+                y = tf.nn.conv2d(x, self._as_groups(kernel), strides=layer.strides, padding=padding)
+            return _undrawn(tf.nn.bias_add(y, bias))
+
+        return run
+
+    def _as_groups(self, kernel: Any) -> Any:
+        return tf.reshape(kernel, (*kernel.shape[:2], 1, kernel.shape[2])) if self.depthwise else kernel
 
 
 def fusions(
@@ -98,30 +138,15 @@ def _fusion(index: int, call: Call, specs: dict[int, Spec]) -> Fusion | None:
     dtypes = {layer.compute_dtype, layer.variable_dtype, specs[number].dtype}
     other = layer.lora_enabled if not depthwise else False
     other = other or getattr(layer, "quantization_mode", None) is not None or layer.activity_regularizer is not None
-    if other or dtypes != {"float32"} or None in shape:
+    sizes = tuple(size for size in shape if size is not None)
+    if other or dtypes != {"float32"} or sizes != shape:
         return None
-    return Fusion(layer, index, shape)
+    return Fusion(layer, index, sizes)
 
 
-def convolve(layer: Any, x: Any) -> Any:
-    """What the convolution gives without its bias."""
-    kernel = keras.ops.convert_to_tensor(layer.kernel)
-    if type(layer) is keras.layers.DepthwiseConv2D:
-        kernel = tf.reshape(kernel, (*kernel.shape[:2], 1, kernel.shape[2]))
-    return tf.nn.conv2d(x, kernel, strides=layer.strides, padding=layer.padding.upper())
-
-
-def fused_norm(layer: Any, x: Any, constants: tuple[Any, Any]) -> Any:
-    """What the bias of the convolution and the BatchNorm make of what `convolve` gives."""
-    factor, offset = constants
-    zeros, ones = (tf.constant(number, tf.float32, factor.shape) for number in (0.0, 1.0))
-    # Subtracting what is the opposite of a number is adding it, to the bit.
-    mean = -keras.ops.convert_to_tensor(layer.bias) if layer.use_bias else zeros
-    y, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=x, scale=factor, offset=offset, mean=mean, variance=ones, epsilon=0.0, is_training=False
-    )
-    # An activation would be drawn in too, and there NaN becomes 0: a model gone wrong would look sound.
-    return tf.ensure_shape(y, x.shape)
+def _undrawn(y: Any) -> Any:
+    """The same, kept out of one kernel with an activation: there NaN becomes 0, and a model gone wrong looks sound."""
+    return tf.ensure_shape(y, y.shape)
 
 
 def holding(found: dict[int, Fusion]) -> dict[int, Fusion]:
@@ -152,24 +177,24 @@ def _same_bits(found: Sequence[Fusion]) -> list[bool]:
         given.append(tf.nest.map_structure(tf.constant, (x, weights, (factor, offset))))
 
     def fused(given: Any) -> Any:
-        def one(layer: Any, x: Any, pair: Any) -> Any:
-            return tf.nn.relu(fused_norm(layer, convolve(layer, x), pair))
+        def one(fusion: Fusion, x: Any, pair: Any) -> Any:
+            return tf.nn.relu(fusion.norm(fusion.convolve(x), pair))
 
-        return [_with(weights, one, fusion.layer, x, pair) for fusion, (x, weights, pair) in zip(found, given, strict=True)]
+        return [_with(weights, one, fusion, x, pair) for fusion, (x, weights, pair) in zip(found, given, strict=True)]
 
-    def apart(layer: Any, x: Any, pair: Any) -> Any:
-        return tf.nn.relu(apply_norm(layer.call(x), pair))
+    def apart(fusion: Fusion, x: Any, pair: Any) -> Any:
+        return tf.nn.relu(apply_norm(fusion.layer.call(x), pair))
 
     try:
         ours = tf.function(fused, autograph=False).get_concrete_function(given)(given)
     except tf.errors.OpError:
         return [False] * len(found)
-    wanted = [_with(weights, apart, fusion.layer, x, pair) for fusion, (x, weights, pair) in zip(found, given, strict=True)]
+    wanted = [_with(weights, apart, fusion, x, pair) for fusion, (x, weights, pair) in zip(found, given, strict=True)]
     return [np.array_equal(one, other, equal_nan=True) for one, other in zip(ours, wanted, strict=True)]
 
 
-def _with(weights: Sequence[Any], run: Callable[..., Any], layer: Any, *args: Any) -> Any:
-    """What `run` makes of the layer where it had these weights."""
-    own = [layer.kernel, layer.bias][: len(weights)]
+def _with(weights: Sequence[Any], run: Callable[..., Any], fusion: Fusion, *args: Any) -> Any:
+    """What `run` gives where the convolution had these weights."""
+    own = [fusion.layer.kernel, fusion.layer.bias][: len(weights)]
     with keras.StatelessScope(state_mapping=list(zip(own, weights, strict=True))):
-        return run(layer, *args)
+        return run(fusion, *args)

@@ -5,6 +5,7 @@ What it gives is told by content: `digest` covers layers, settings, wiring and w
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from transferkit._keras import keras, tf
-from transferkit.building.batch_norms import Norms, Shape, apply_norm, is_kerass, simple_norms
+from transferkit.building.batch_norms import Norms, Shape, apply_norm, is_kerass, norm_constants, simple_norms
 from transferkit.building.content import held_tensors, structure_of
-from transferkit.building.fused_norms import Fusion, convolve, fused_norm, fusions, holding
+from transferkit.building.fused_norms import Fusion, fusions, holding
 from transferkit.building.graph import Call, Ref, Spec
 from transferkit.building.programs import Program
 from transferkit.building.rewriting import apart, stands_apart
@@ -66,7 +67,7 @@ class GraphModel(keras.Model):
         self._graph_specs = _Opaque({number: specs[number] for number in inputs})
         self._all_specs = _Opaque(specs)
         self._last_use = _Opaque(_last_uses(calls, outputs, output_masks))
-        self._shortcuts = _Opaque(None)
+        self._quick = _Opaque(None)
         self._program = _Opaque((None, None))
         self._folded = _Opaque({})
         self._read_mask = ReadMask()
@@ -79,15 +80,8 @@ class GraphModel(keras.Model):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         return self._run(inputs, training)
 
-    def _run(
-        self,
-        inputs: Any,
-        training: bool | None,
-        *,
-        constants: Mapping[int, tuple[Any, Any]] = MappingProxyType({}),
-        fused: Mapping[int, Fusion] = MappingProxyType({}),
-        plain: frozenset[int] = frozenset(),
-    ) -> Any:
+    def _run(self, inputs: Any, training: bool | None, instead: Mapping[int, Callable[[Any], Any]] = MappingProxyType({})) -> Any:
+        """Runs the calls, those in `instead` by the functions there of their only argument."""
         calls, wanted, masked, output_masks, quiet, loud = self._graph
         flat = flat_inputs(inputs, self._graph_inputs.value, self._graph_specs.value)
         tensors: dict[int, Any] = {}
@@ -96,16 +90,9 @@ class GraphModel(keras.Model):
         for number, mask in zip(masked, flat[len(wanted) :], strict=True):
             tensors[number] = self._attach_mask([tensors[number], mask])
         drop = self._last_use.value
-        convolutions = {fusion.call for fusion in fused.values()}
         for index, call in enumerate(calls):
-            if index in convolutions:
-                outputs = convolve(call.operation, tensors[call.inputs[0]])
-            elif index in fused:
-                outputs = fused_norm(fused[index].layer, tensors[call.inputs[0]], constants[index])
-            elif index in constants:
-                outputs = apply_norm(tensors[call.inputs[0]], constants[index])
-            elif index in plain:
-                outputs = call.operation.call(_values(call.args[0], tensors))
+            if index in instead:
+                outputs = instead[index](_values(call.args[0], tensors))
             else:
                 mode = False if index in quiet else True if index in loud else training
                 outputs = run_call(call, tensors, training=mode)
@@ -126,14 +113,7 @@ class GraphModel(keras.Model):
         Args:
             like: A batch to trace it for at once.
         """
-        calls, _, masked, output_masks, _, loud = self._graph
-        if self._shortcuts.value is None:
-            norms = {} if masked else simple_norms(calls, self._all_specs.value, loud=loud)
-            kept = {ref.tensor for ref in tf.nest.flatten(self._graph_outputs.value)} | set(output_masks)
-            plain = frozenset() if masked else _plain_calls(calls, self._all_specs.value)
-            self._shortcuts.value = norms, fusions(calls, norms, self._all_specs.value, kept=kept), plain
-        norms, possible, plain = self._shortcuts.value
-        fused = holding(possible)
+        norms, fused, plain = self._shortcuts()
         held, program = self._program.value
         if program is None or held != fused:
             program = self._programmed(norms, fused, plain)
@@ -142,6 +122,19 @@ class GraphModel(keras.Model):
         ready = program.ready(None if like is None else flat_inputs(like, inputs, specs))
         return lambda x: ready(flat_inputs(x, inputs, specs))
 
+    def _shortcuts(self) -> tuple[Mapping[int, Shape], Mapping[int, Fusion], frozenset[int]]:
+        """The calls that needn't go through Keras: BatchNorms that are a factor and an offset, those of them that are computed
+        with the convolution before them, and layers of which the `call` is all there is."""
+        calls, _, masked, _, _, loud = self._graph
+        if masked:
+            return {}, {}, frozenset()
+        if self._quick.value is None:
+            norms = simple_norms(calls, self._all_specs.value, loud=loud)
+            possible = fusions(calls, norms, self._all_specs.value, kept=self._kept())
+            self._quick.value = norms, possible, _plain_calls(calls, self._all_specs.value)
+        norms, possible, plain = self._quick.value
+        return norms, holding(possible), plain
+
     def _programmed(self, norms: Mapping[int, Shape], fused: Mapping[int, Fusion], plain: frozenset[int]) -> Program:
         calls, *_, loud = self._graph
         single = [place for place, index in enumerate(norms) if index in fused]
@@ -149,8 +142,15 @@ class GraphModel(keras.Model):
         within = {id(weight) for index in norms for weight in calls[index].operation.weights}
 
         def run(flat: Any, *constants: Any) -> Any:
+            instead: dict[int, Callable[[Any], Any]] = {index: calls[index].operation.call for index in plain}
             pairs = packed.taken_apart(*constants) if packed is not None else ()
-            return self._run(flat, False, constants=dict(zip(norms, pairs, strict=True)), fused=fused, plain=plain)
+            for index, pair in zip(norms, pairs, strict=True):
+                if index in fused:
+                    instead[fused[index].call] = fused[index].convolve
+                    instead[index] = functools.partial(fused[index].norm, constants=pair)
+                else:
+                    instead[index] = functools.partial(apply_norm, constants=pair)
+            return self._run(flat, False, instead)
 
         # What is random keeps its state in variables, which a graph for several models can't.
         named = frozenset(range(len(calls))) - frozenset(norms) - {fusion.call for fusion in fused.values()} - plain
@@ -177,21 +177,23 @@ class GraphModel(keras.Model):
         if held == mark.digest():
             return found
         layers = [layer for layer in self._graph_layers if policy is not None and not layer.dtype_policy.name.startswith("int")]
+        variables = self.variables
+        folded = self._folded_convolutions() if policy is None else {}
 
         def constant(x: Any) -> Any:
             before = [layer.dtype_policy for layer in layers]
+            given = [(v, tf.convert_to_tensor(weights.get(id(v), v.value))) for v in variables]
             try:
                 for layer in layers:
                     layer.dtype_policy = policy
-                trained, others = self.trainable_variables, self.non_trainable_variables
-                given = [weights[id(v)] if id(v) in weights else keras.ops.convert_to_tensor(v) for v in others]
-                outputs, moved = self.stateless_call([weights[id(v)] for v in trained], given, x, training=False)
-                for variable, value in zip(others, moved, strict=True):
-                    if id(variable) not in weights:  # the state of what is random goes on
-                        variable.assign(value)
+                with keras.StatelessScope(state_mapping=given) as scope:
+                    outputs = self._run(x, False, folded)
             finally:
                 for layer, own in zip(layers, before, strict=True):
                     layer.dtype_policy = own
+            for variable in variables:
+                if id(variable) not in weights:  # the state of what is random goes on
+                    variable.assign(scope.get_current_value(variable))
             declared = [self._all_specs.value[ref.tensor].dtype for ref in tf.nest.flatten(self._graph_outputs.value)]
             flat = tf.nest.flatten(outputs)
             return [tf.cast(a, dtype) for a, dtype in zip(flat, declared, strict=False)] + flat[len(declared) :]
@@ -199,6 +201,24 @@ class GraphModel(keras.Model):
         function = tf.function(constant, autograph=False)
         self._folded.value[policy] = mark.digest(), function
         return function
+
+    def _folded_convolutions(self) -> dict[int, Callable[[Any], Any]]:
+        """Convolutions with the factor of the BatchNorm that follows in their kernels and its offset as a bias, as of now; the
+        BatchNorms pass on what they are given."""
+        calls, _, masked, _, _, loud = self._graph
+        norms = {} if masked else simple_norms(calls, self._all_specs.value, loud=loud, summed=True)
+        instead: dict[int, Callable[[Any], Any]] = {}
+        found = fusions(calls, norms, self._all_specs.value, kept=self._kept())
+        held = holding(found)
+        for index, fusion in found.items():
+            instead[fusion.call] = fusion.folded(norm_constants(calls[index].operation), grouped=index in held)
+            instead[index] = tf.identity
+        return instead
+
+    def _kept(self) -> set[int]:
+        """The tensors that are read from outside."""
+        *_, output_masks, _, _ = self._graph
+        return {ref.tensor for ref in tf.nest.flatten(self._graph_outputs.value)} | set(output_masks)
 
     def digest(self) -> str | None:
         """A digest of everything that decides what the model gives: layers, settings, wiring and weights; None when some of it is
