@@ -15,8 +15,10 @@ import tensorflow as tf
 from keras import layers
 
 import transferkit as tk
-from transferkit.errors import PlanError
+from transferkit.building.frontier import split
+from transferkit.errors import ModelError, PlanError
 from transferkit.tuning.epoch import same_kernels
+from transferkit.tuning.features import compute
 
 ROWS = 70
 
@@ -327,3 +329,60 @@ def test_weights_that_train_in_between_are_computed_anew() -> None:
     )
     with same_kernels():
         _both("residual", plan, _problem())
+
+
+class _OfLargeBatches(layers.Layer):
+    """Takes something over the rows of a batch, but not of a small one."""
+
+    def __init__(self, what: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.what = what
+
+    def call(self, x: Any) -> Any:
+        many = keras.ops.shape(x)[0] > 8
+        return keras.ops.where(many, x - getattr(keras.ops, self.what)(x, axis=0, keepdims=True), x)
+
+
+def _mixing(what: str) -> Any:
+    keras.utils.set_random_seed(4)
+    x = keras.Input((8, 8, 3))
+    a = layers.Conv2D(6, 3, activation="relu", name="a")(x)
+    b = _OfLargeBatches(what, name="odd")(layers.GlobalAveragePooling2D(name="pool")(a))
+    return keras.Model(x, layers.Dense(3, name="head")(layers.Dropout(0.2, seed=3)(b)))
+
+
+@pytest.mark.parametrize("what", ["mean", "max", "min", "median"])
+def test_a_layer_that_takes_something_over_large_batches_only_is_found_out(what: str) -> None:
+    plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=3, learning_rate=1e-2)
+    model, wanted = _mixing(what), _mixing(what)
+    full = plan.cache(False).fit(wanted, _problem(), seed=0, verbose=0)
+    why = "what the frozen part gives for a row depends on the rows beside it, in a block of 80"
+    with _warned(f"Phase 'head' is computed in full: {why}. The plan's .cache(True) can't be followed in it."):
+        run = plan.cache(True).fit(model, _problem(), seed=0, verbose=0)
+    assert run.phases[0].frozen == f"computed in full: {why}"
+    assert run.history == full.history
+    for one, other in zip(model.weights, wanted.weights, strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_features_of_rows_that_depend_on_each_other_are_refused() -> None:
+    model = _mixing("mean")
+    model.get_layer("a").trainable = False
+    made = split(model)
+    with pytest.raises(ModelError) as caught:
+        compute(made.prefix, _problem())
+    assert str(caught.value) == (
+        "Computing the frozen part of a model once for every row.\n"
+        "  found: what the frozen part gives for a row depends on the rows beside it, in a block of 80\n"
+        "  likely cause: a layer takes something over its whole batch, which in training is another in each epoch\n"
+        "  to fix it: .cache(False), or a layer that treats each row for itself"
+    )
+
+
+def test_rows_of_a_layer_of_the_users_that_are_each_for_themselves_stay_so() -> None:
+    x = keras.Input((8, 8, 3))
+    a = layers.Lambda(lambda t: keras.ops.tanh(t) * 2.0, output_shape=(8, 8, 3), name="mine")(x)
+    b = layers.GlobalAveragePooling2D(name="pool")(layers.Conv2D(6, 3, name="a")(a))
+    model = keras.Model(x, layers.Dense(3, name="head")(b))
+    plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=2, learning_rate=1e-2)
+    assert "computed once, up to pool" in plan.cache(True).fit(model, _problem(), seed=0, verbose=0).phases[0].frozen

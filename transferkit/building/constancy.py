@@ -18,7 +18,7 @@ from transferkit.building.graph import Call, Graph, Spec, makes_mask
 from transferkit.building.graph_model import AttachMask, ReadMask, as_declared, flat_inputs, run_call
 from transferkit.building.pca import PCA
 
-__all__ = ["RANDOM", "TRAINS", "Constancy", "ancestors", "readers_of", "trial_rows", "weights_of"]
+__all__ = ["RANDOM", "TRAINS", "Constancy", "ancestors", "nearly", "readers_of", "trial_rows", "weights_of"]
 
 #: Why a call that is random in training isn't constant.
 RANDOM = "it is random in training"
@@ -187,7 +187,8 @@ class Constancy:
         some = np.array([self._rows - 1, 0][: self._rows])
         picked = {number: self._pick(tensors[number], some) for number in call.inputs}
         others = tf.nest.flatten(run_call(call, picked, training=False))
-        if not all(_close(_numpy(a)[some], _numpy(b)) for a, b in zip(outputs, others, strict=True)):
+        # Another size of batch brings other rounding.
+        if not all(nearly(_numpy(a)[some], _numpy(b), within=1e-2) for a, b in zip(outputs, others, strict=True)):
             return "its output for a row depends on the rows beside it"
         self._values.update(zip(call.outputs, outputs, strict=True))
         if call.takes_training and not self._said_frozen(call):
@@ -318,15 +319,15 @@ def _same(one: Any, other: Any) -> bool:
     return one.shape == other.shape and bool(np.array_equal(one, other, equal_nan=equal_nan))
 
 
-def _close(one: Any, other: Any) -> bool:
-    """Equal but for the rounding that another batch size brings; the measure is the largest value."""
+def nearly(one: Any, other: Any, *, within: float) -> bool:
+    """Equal but for rounding: floating values to within a share of the largest."""
     if one.shape != other.shape:
         return False
     if one.dtype.kind not in "fcV":
         return bool(np.array_equal(one, other))
     one, other = one.astype("float64"), other.astype("float64")
     scale = np.max(np.abs(one), initial=0.0, where=np.isfinite(one))
-    return bool(np.allclose(one, other, rtol=0, atol=1e-2 * scale if one.size else 0, equal_nan=True))
+    return bool(np.allclose(one, other, rtol=0, atol=within * scale if one.size else 0, equal_nan=True))
 
 
 def readers_of(graph: Graph) -> dict[int, list[int]]:

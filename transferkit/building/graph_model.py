@@ -236,6 +236,14 @@ class GraphModel(keras.Model):
             mark.update(value.tobytes())
         return mark.hexdigest()
 
+    def is_random(self) -> bool:
+        """Whether something in it draws at random in inference mode."""
+        return bool(self._graph[-1])
+
+    def has_users_code(self) -> bool:
+        """Whether it runs, or may run, code that isn't Keras's."""
+        return self._structure() is None
+
     def _by_call(self, kind: str) -> list[Any]:
         """The layers' weights or variables in the order of the calls: the model's own order is no part of what it gives."""
         layers = {id(call.operation): call.operation for call in self._graph[0] if call.is_layer}.values()

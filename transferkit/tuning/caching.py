@@ -28,6 +28,7 @@ from transferkit.tuning.cache_settings import CacheSettings
 from transferkit.tuning.encoding import numpy_dtype
 from transferkit.tuning.epoch import Rows, Steps, rows_of_features, train
 from transferkit.tuning.epochs import Watch
+from transferkit.tuning.extraction import RowsMixedError
 from transferkit.tuning.feature_noise import feature_noise
 from transferkit.tuning.features import Features, block_of
 from transferkit.tuning.fingerprints import repeats
@@ -197,7 +198,12 @@ class Cache:
         )
         trained = shared(made.suffix, self._strategy, loss=loss, loss_weights=loss_weights, metrics=metrics)
         steps = Steps(trained, batch_size=self._batch_size)
-        features, validation = self._both(made, steps)
+        try:
+            features, validation = self._both(made, steps)
+        except RowsMixedError as error:
+            if own_places(self._strategy) is not None:  # the other workers may have seen rows that don't show it
+                raise
+            return None, self._in_full(plan, error.found[0], meant=False)
         words = f"{len(made.cached)} layers computed once, up to {_places(made)}: {features}"
         if not (is_arrays(self._data) or isinstance(self._data, Data)):
             words += f"; trained in batches of {self._batch_size} like the data's own, their rows in an order of each epoch"

@@ -18,13 +18,19 @@ from typing import Any, TypeVar
 import numpy as np
 
 from transferkit._keras import keras, tf
+from transferkit.building.constancy import nearly
 from transferkit.building.graph_model import GraphModel
+from transferkit.errors import ModelError
 from transferkit.tuning.fingerprints import BLOCK
 
-__all__ = ["Extraction"]
+__all__ = ["Extraction", "RowsMixedError"]
 
 Array = np.ndarray[Any, Any]
 Result = TypeVar("Result")
+
+
+class RowsMixedError(ModelError):
+    """The frozen part gives something else for a row in other company."""
 
 
 class Extraction:
@@ -47,10 +53,10 @@ class Extraction:
         self._seed = seed
         #: The largest difference to `exact` on the first block, against the largest value.
         self.error = 0.0
-        random = any(variable.path.endswith("seed_generator_state") for variable in prefix.variables)
+        self._random = prefix.is_random()
         gpu = bool(tf.config.list_physical_devices("GPU"))
         # What is random draws from one state, and must draw in order; a GPU has threads of its own.
-        self._threads = 1 if random or gpu else min(2, os.cpu_count() or 1)
+        self._threads = 1 if self._random or gpu else min(2, os.cpu_count() or 1)
 
     def run(
         self,
@@ -65,6 +71,9 @@ class Extraction:
             blocks: Gives the blocks, once for each view.
             finish: Called in a thread with a block and the prefix's outputs for its rows.
             traced: Called once Python's part is done and what remains is computing.
+
+        Raises:
+            RowsMixedError: when code of the user's in the prefix makes more of a block than of its rows one by one.
         """
         function: Any = None
 
@@ -80,6 +89,7 @@ class Extraction:
                 for x in itertools.chain.from_iterable(blocks() for _ in range(self._views)):
                     if function is None:  # traced here, by one thread
                         function = self._function(x)
+                        self._try_company(function, self._padded(x))
                         if traced is not None:
                             traced()
                     waiting.append(pool.submit(one, x))
@@ -110,6 +120,26 @@ class Extraction:
                 change = float(tf.reduce_max(tf.abs(other - one)))
                 self.error = max(self.error, change / largest if largest else 0.0)
         return quick
+
+    def _try_company(self, function: Callable[[Any], Any], x: Any) -> None:
+        """Computes every other row of a block beside others; what layers of Keras's own do with rows is known."""
+        if self._random or not self._prefix.has_users_code():
+            return
+        wanted = tf.nest.flatten(function(x))
+        for first in (0, 1):
+            kept = np.arange(first, self._block, 2)
+            # A row keeps its place: kernels may treat the last rows of a block in a way of their own.
+            places = np.full(self._block, first)
+            places[kept] = kept
+            company = tf.nest.map_structure(lambda tensor, places=places: tf.gather(tensor, places), x)
+            for one, other in zip(wanted, tf.nest.flatten(function(company)), strict=True):
+                if not nearly(one.numpy()[kept], other.numpy()[kept], within=1e-5):
+                    raise RowsMixedError(
+                        "Computing the frozen part of a model once for every row.",
+                        found=f"what the frozen part gives for a row depends on the rows beside it, in a block of {self._block}",
+                        cause="a layer takes something over its whole batch, which in training is another in each epoch",
+                        fix=".cache(False), or a layer that treats each row for itself",
+                    )
 
     def _padded(self, x: Any) -> Any:
         def filled(array: Any) -> Any:
