@@ -152,19 +152,20 @@ def _undrawn(y: Any) -> Any:
 def holding(found: dict[int, Fusion]) -> dict[int, Fusion]:
     """Those that have, with the settings of now, the bits of the convolution and the BatchNorm one after the other."""
     device = tf.identity(0.0).device
-    if "CPU" not in device:
+    if "CPU" not in device or tf.config.functions_run_eagerly():
         return {}
-    settings = repr((device, tf.config.functions_run_eagerly(), sorted(tf.config.optimizer.get_experimental_options().items())))
-    for depthwise in (False, True):  # without oneDNN, TensorFlow has no kernel for groups
-        some = {fusion.kind: fusion for fusion in found.values() if fusion.depthwise == depthwise}
-        new = {kind: fusion for kind, fusion in some.items() if (settings, kind) not in _holds}
-        if new:
-            _holds.update(((settings, kind), same) for kind, same in zip(new, _same_bits(list(new.values())), strict=True))
+    optimizer = tf.config.optimizer
+    settings = repr((device, optimizer.get_jit(), sorted(optimizer.get_experimental_options().items())))
+    kinds = {fusion.kind: fusion for fusion in found.values()}
+    new = {kind: fusion for kind, fusion in kinds.items() if (settings, kind) not in _holds}
+    _holds.update(((settings, kind), same) for kind, same in zip(new, _same_bits(list(new.values())), strict=True))
     return {index: fusion for index, fusion in found.items() if _holds[settings, fusion.kind]}
 
 
 def _same_bits(found: Sequence[Fusion]) -> list[bool]:
     """Whether each gives the same bits, on rows of which one isn't finite."""
+    if not found:
+        return []
     some = np.random.default_rng(0).normal(size=10_007).astype("float32")
     given = []
     for fusion in found:
@@ -187,8 +188,8 @@ def _same_bits(found: Sequence[Fusion]) -> list[bool]:
 
     try:
         ours = tf.function(fused, autograph=False).get_concrete_function(given)(given)
-    except tf.errors.OpError:
-        return [False] * len(found)
+    except tf.errors.OpError:  # without oneDNN, TensorFlow has no kernel for groups
+        return [same for fusion in found for same in _same_bits([fusion])] if len(found) > 1 else [False]
     wanted = [_with(weights, apart, fusion, x, pair) for fusion, (x, weights, pair) in zip(found, given, strict=True)]
     return [np.array_equal(one, other, equal_nan=True) for one, other in zip(ours, wanted, strict=True)]
 
