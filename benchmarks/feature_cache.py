@@ -59,23 +59,29 @@ def freeze(model: Any, up_to: str | None) -> None:
             layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
 
 
-class Ordered(keras.utils.PyDataset):
-    """The rows in the order transferkit takes them, so that both train on the same batches."""
+class Ordered:
+    """The rows in the order transferkit takes them, so that both train on the same batches, in a data set like the one that `fit`
+    makes of arrays: all in TensorFlow, and told how large batches are where all are alike, by which it may order sums. It is the
+    fastest of three ways tried; with a `PyDataset` plain `fit` takes a sixth longer."""
 
     def __init__(self, x: Any, y: Any) -> None:
-        super().__init__()
-        self.x, self.y = x, y
-        self.begin(0)
-
-    def __len__(self) -> int:
-        return -(-len(self.x) // BATCH)
-
-    def __getitem__(self, index: int) -> Any:
-        rows = self.order[BATCH * index : BATCH * index + BATCH]
-        return self.x[rows], self.y[rows]
+        self.parts = tf.constant(x), tf.constant(y)
+        self.order = tf.Variable(np.arange(len(x)))
 
     def begin(self, epoch: int) -> None:
-        self.order = epoch_order(len(self.x), seed=SEED, epoch=epoch)
+        self.order.assign(epoch_order(len(self.parts[0]), seed=SEED, epoch=epoch))
+
+    def dataset(self) -> Any:
+        count = len(self.parts[0])
+
+        def batch(index: Any) -> Any:
+            rows = self.order[index * BATCH : (index + 1) * BATCH]
+            taken = [tf.gather(part, rows) for part in self.parts]
+            for part in taken if count % BATCH == 0 else ():
+                part.set_shape((BATCH, *part.shape[1:]))
+            return tuple(taken)
+
+        return tf.data.Dataset.range(-(-count // BATCH)).map(batch).prefetch(tf.data.AUTOTUNE)
 
 
 def by_keras(model: Any, up_to: str | None, train: Any, test: Any, epochs: int) -> tuple[float, Any]:
@@ -85,9 +91,8 @@ def by_keras(model: Any, up_to: str | None, train: Any, test: Any, epochs: int) 
     rows = Ordered(*train)
     # Keras looks at a batch before the first epoch, so the end of an epoch is no sign that it ran.
     turn = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: rows.begin(epoch))
-    found = model.fit(
-        rows, epochs=epochs, shuffle=False, verbose=0, validation_data=test, validation_batch_size=BATCH, callbacks=[turn]
-    ).history
+    given: dict[str, Any] = {"validation_data": test, "validation_batch_size": BATCH, "callbacks": [turn]}
+    found = model.fit(rows.dataset(), epochs=epochs, shuffle=False, verbose=0, **given).history
     return time.perf_counter() - begun, found
 
 
