@@ -38,8 +38,8 @@ class Extraction:
 
     Args:
         prefix: The frozen part.
-        how: `exact`; `folded`, with the weights as constants of the graph, so that TensorFlow can merge BatchNorm into the
-            convolutions before it; `bfloat16`, the same with layers that compute in bfloat16.
+        how: `exact`; `folded`, with the weights as constants of the graph and BatchNorms merged into the convolutions before
+            them; `bfloat16`, with the weights as constants of layers that compute in bfloat16.
         views: How many times each row is computed; what is random in the prefix is drawn anew each time.
         seed: Of what is random.
         block: Rows in a block.

@@ -292,8 +292,8 @@ class TuningSteps(Plan):
             views: How many times each training row is computed, each with another draw of the random augmentation in front of
                 the frozen part. Epochs take the views in turn.
             noise: Augmentation of features: the standard deviation of Gaussian noise on each, as a share of the feature's own.
-            extraction: `exact`; `folded`, with the frozen weights as constants that TensorFlow merges into one another; or
-                `bfloat16`, the same in bfloat16. The run says how far off the first rows came out.
+            extraction: `exact`; `folded`, with the frozen weights as constants and BatchNorms merged into the convolutions before
+                them; or `bfloat16`, with the weights as constants in bfloat16. The run says how far off the first rows came out.
         """
         value = os.fspath(cache) if isinstance(cache, os.PathLike) else cache
         arguments: dict[str, Any] = {"dtype": dtype, "views": views, "noise": noise, "extraction": extraction}
