@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -379,10 +380,95 @@ def test_features_of_rows_that_depend_on_each_other_are_refused() -> None:
     )
 
 
-def test_rows_of_a_layer_of_the_users_that_are_each_for_themselves_stay_so() -> None:
+def test_rows_of_a_layer_of_the_users_that_are_each_for_themselves_stay_so(tmp_path: Path) -> None:
     x = keras.Input((8, 8, 3))
     a = layers.Lambda(lambda t: keras.ops.tanh(t) * 2.0, output_shape=(8, 8, 3), name="mine")(x)
     b = layers.GlobalAveragePooling2D(name="pool")(layers.Conv2D(6, 3, name="a")(a))
     model = keras.Model(x, layers.Dense(3, name="head")(b))
     plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=2, learning_rate=1e-2)
     assert "computed once, up to pool" in plan.cache(True).fit(model, _problem(), seed=0, verbose=0).phases[0].frozen
+    said = plan.cache(tmp_path).fit(model, _problem(), seed=0, verbose=0).phases[0].frozen
+    assert said.endswith("; not kept in the folder, because code that isn't Keras's can't be told by its content")
+    assert not list(tmp_path.iterdir())
+
+
+def _by_place(t: Any) -> Any:
+    return keras.ops.where(keras.ops.arange(keras.ops.shape(t)[0])[:, None] == 31, t * 2.0, t)
+
+
+#: What layers do with rows, found out by batches like training's alone: 80 rows are a block, of 200 the last batch has 8.
+_ODD: dict[str, Any] = {
+    "batches of 32": lambda t: tf.cond(tf.equal(tf.shape(t)[0], 32), lambda: t - tf.reduce_mean(t, 0, keepdims=True), lambda: t),
+    "the last batch": lambda t: tf.cond(tf.equal(tf.shape(t)[0], 8), lambda: t * 2.0, lambda: t),
+    "one place": _by_place,
+    "places from 64 on": lambda t: tf.concat([t[:64], t[64:] * 2.0], 0),
+    "groups of 32": lambda t: tf.reshape(tf.reshape(t, (-1, 32, 6)) * 2.0, (-1, 6)),
+}
+
+
+class _Odd(layers.Layer):
+    def __init__(self, kind: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.kind = kind
+
+    def call(self, x: Any) -> Any:
+        return _ODD[self.kind](x)
+
+    def compute_output_spec(self, x: Any) -> Any:
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+@pytest.mark.parametrize("kind", _ODD)
+def test_a_layer_that_minds_the_size_of_its_batch_or_a_rows_place_is_computed_in_full(kind: str) -> None:
+    rows = 192 if kind == "groups of 32" else 200
+    random = np.random.default_rng(0)
+    data = random.normal(size=(rows, 8, 8, 3)).astype("float32"), random.integers(0, 3, rows)
+    plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=3, learning_rate=1e-2)
+    runs, models = [], []
+    for cache in (False, True):
+        keras.utils.set_random_seed(4)
+        x = keras.Input((8, 8, 3))
+        a = layers.GlobalAveragePooling2D(name="pool")(layers.Conv2D(6, 3, name="a")(x))
+        b = layers.Dense(5, name="b")(_Odd(kind, name="odd")(a))
+        models.append(keras.Model(x, layers.Dense(3, name="head")(b)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            runs.append(plan.cache(cache).fit(models[-1], data, seed=0, verbose=0))
+    if kind == "groups of 32":  # found out on three rows, so what lies before it is computed once
+        assert "computed once, up to pool" in runs[1].phases[0].frozen
+    else:
+        assert runs[1].phases[0].frozen.startswith("computed in full: what the frozen part gives for a row")
+    for one, other in zip(*(model.get_layer("head").get_weights() for model in models), strict=True):
+        assert np.allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_that_cant_take_a_block_is_computed_in_full() -> None:
+    def groups(t: Any) -> Any:
+        return tf.reshape(tf.reshape(t, (-1, 32, 6)) * 2.0, (-1, 6)) if t.shape[0] != 3 and t.shape[0] != 2 else t * 2.0
+
+    x = keras.Input((8, 8, 3))
+    a = layers.GlobalAveragePooling2D(name="pool")(layers.Conv2D(6, 3, name="a")(x))
+    b = layers.Lambda(groups, output_shape=(6,), name="odd")(a)
+    model = keras.Model(x, layers.Dense(3, name="head")(layers.Dense(4, name="b")(b)))
+    random = np.random.default_rng(0)
+    data = random.normal(size=(160, 8, 8, 3)).astype("float32"), random.integers(0, 3, 160)
+    plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=2, learning_rate=1e-2).cache(True)
+    why = "computed in full: the frozen part can't be computed in blocks of 80 rows (ValueError)"
+    with _warned(f"{why}. The plan's .cache(True) can't be followed in it."):
+        run = plan.fit(model, data, seed=0, verbose=0)
+    assert run.phases[0].frozen == why
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_several_inputs_may_come_in_a_list(cache: bool) -> None:
+    random = np.random.default_rng(0)
+    given = [random.normal(size=(40, 8, 8, 3)).astype("float32"), random.normal(size=(40, 5)).astype("float32")]
+    found = []
+    for x in (given, tuple(given)):
+        keras.utils.set_random_seed(4)
+        one, other = keras.Input((8, 8, 3)), keras.Input((5,))
+        a = layers.Concatenate()([layers.GlobalAveragePooling2D()(layers.Conv2D(6, 3)(one)), other])
+        model = keras.Model([one, other], layers.Dense(3, name="head")(a))
+        plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=2).cache(cache)
+        found.append(plan.fit(model, (x, np.arange(40) % 3), validation_data=0.2, seed=0, verbose=0).history)
+    assert found[0] == found[1]

@@ -72,7 +72,7 @@ class Norms:
     Args:
         layers: The layers.
         shapes: Of their inputs.
-        single: The places of those whose constants are wanted one for each channel, as `fused_norm` takes them.
+        single: The places of those whose constants are wanted one for each channel, as a fused kernel takes them.
     """
 
     def __init__(self, layers: Sequence[Any], shapes: Sequence[Shape], *, single: Collection[int] = ()) -> None:

@@ -93,7 +93,7 @@ class Constancy:
                 elif isinstance(call.operation, PCA):
                     self.own[index] = "it learns from each run's own rows, and what comes before it is the same for all runs"
                 elif known.issuperset(call.inputs):
-                    why = self._try_simple(index, call) if self._is_simple(call) else self._try_other(index, call)
+                    why = self._try_simple(index, call) if self._is_simple(call) else self._try_guarded(index, call)
                     if why:
                         self.own[index] = why
                     else:
@@ -165,6 +165,12 @@ class Constancy:
             run_call(call, tensors, training=True)
             return self._judge(index, call, _moved(watched, before), differs=False)
         return ""
+
+    def _try_guarded(self, index: int, call: Call) -> str:
+        try:
+            return self._try_other(index, call)
+        except Exception as error:  # the user's code: it may take batches of certain sizes only, which training in full gives it
+            return f"it can't be run on {self._rows} rows ({type(error).__name__})"
 
     def _try_other(self, index: int, call: Call) -> str:
         for number in call.inputs:

@@ -101,7 +101,7 @@ class Split(Tabular):
         return Table(
             columns=("computed once, up to", ">shape of a row", "dtype", ">bytes a row"),
             rows=rows,
-            title=f"{len(self.cached)} layers are computed once, {self.nbytes:,} bytes a row",
+            title=f"{len(self.cached)} layer{'s are' if len(self.cached) != 1 else ' is'} computed once, {self.nbytes:,} bytes a row",
             notes=tuple(f"ends at {name}: {why}" for name, why in self.blocked),
         )
 
@@ -147,7 +147,7 @@ def split(
         >>> model = keras.Model(x, keras.layers.Dense(2, name="head")(keras.layers.Dense(4, name="body")(x)))
         >>> model.get_layer("body").trainable = False
         >>> print(split(model))
-        1 layers are computed once, 16 bytes a row
+        1 layer is computed once, 16 bytes a row
         computed once, up to  shape of a row  dtype    bytes a row
         ────────────────────  ──────────────  ───────  ───────────
         body                               4  float32           16

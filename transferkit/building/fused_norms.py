@@ -133,13 +133,16 @@ def _fusion(index: int, call: Call, specs: dict[int, Spec]) -> Fusion | None:
         return None
     if (layer.depth_multiplier if depthwise else layer.groups) != 1 or layer.activation is not keras.activations.linear:
         return None
+    if (
+        layer.activity_regularizer is not None
+        or getattr(layer, "quantization_mode", None)
+        or getattr(layer, "lora_enabled", False)
+    ):
+        return None
     (number,) = call.inputs
     shape = specs[number].shape[1:]
-    dtypes = {layer.compute_dtype, layer.variable_dtype, specs[number].dtype}
-    other = layer.lora_enabled if not depthwise else False
-    other = other or getattr(layer, "quantization_mode", None) is not None or layer.activity_regularizer is not None
     sizes = tuple(size for size in shape if size is not None)
-    if other or dtypes != {"float32"} or sizes != shape:
+    if {layer.compute_dtype, layer.variable_dtype, specs[number].dtype} != {"float32"} or sizes != shape:
         return None
     return Fusion(layer, index, sizes)
 

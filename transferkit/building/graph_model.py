@@ -69,6 +69,7 @@ class GraphModel(keras.Model):
         self._last_use = _Opaque(_last_uses(calls, outputs, output_masks))
         self._quick = _Opaque(None)
         self._program = _Opaque((None, None))
+        self._untold = _Opaque(None)
         self._folded = _Opaque({})
         self._read_mask = ReadMask()
         self._attach_mask = AttachMask()
@@ -154,12 +155,13 @@ class GraphModel(keras.Model):
 
         # What is random keeps its state in variables, which a graph for several models can't.
         named = frozenset(range(len(calls))) - frozenset(norms) - {fusion.call for fusion in fused.values()} - plain
-        structure = None if loud else self._structure(named)
+        structure = self._structure(named)
+        self._untold.value = structure is None
         return Program(
             run,
             [weight for weight in self._by_call("weights") if id(weight) not in within],
             packed.constants if packed is not None else tuple,
-            structure=None if structure is None else f"{structure} {sorted(fused)}",
+            structure=None if structure is None or loud else f"{structure} {sorted(fused)}",
             told=[tensor for call in calls for tensor in held_tensors(call.operation)],
         )
 
@@ -237,12 +239,14 @@ class GraphModel(keras.Model):
         return mark.hexdigest()
 
     def is_random(self) -> bool:
-        """Whether something in it draws at random in inference mode."""
+        """Whether something in it stays in training mode, and so draws at random."""
         return bool(self._graph[-1])
 
     def has_users_code(self) -> bool:
         """Whether it runs, or may run, code that isn't Keras's."""
-        return self._structure() is None
+        if self._untold.value is None:
+            self._untold.value = self._structure() is None
+        return bool(self._untold.value)
 
     def _by_call(self, kind: str) -> list[Any]:
         """The layers' weights or variables in the order of the calls: the model's own order is no part of what it gives."""

@@ -204,7 +204,10 @@ class Cache:
             if own_places(self._strategy) is not None:  # the other workers may have seen rows that don't show it
                 raise
             return None, self._in_full(plan, error.found[0], meant=False)
-        words = f"{len(made.cached)} layers computed once, up to {_places(made)}: {features}"
+        count = len(made.cached)
+        words = f"{count} layer{'s' if count != 1 else ''} computed once, up to {_places(made)}: {features}"
+        if self._settings.folder is not None and made.prefix.has_users_code():
+            words += "; not kept in the folder, because code that isn't Keras's can't be told by its content"
         if not (is_arrays(self._data) or isinstance(self._data, Data)):
             words += f"; trained in batches of {self._batch_size} like the data's own, their rows in an order of each epoch"
         noise = self._settings.noise
@@ -357,9 +360,16 @@ class Cache:
     ) -> Features:
         key = f"{name} {mark}"
         if key not in self._held:
-            folder = self._settings.folder
+            rows = len(data) if isinstance(data, Data) else row_count(data) if is_arrays(data) else 0
             self._held[key] = features_of(
-                prefix, data, settings=settings, folder=folder, seed=self._seed, traced=traced, strategy=self._strategy
+                prefix,
+                data,
+                settings=settings,
+                folder=self._settings.folder,
+                seed=self._seed,
+                traced=traced,
+                batches={min(self._batch_size, rows or self._batch_size), rows % self._batch_size} - {0},
+                strategy=self._strategy,
             )
         return self._held[key]
 

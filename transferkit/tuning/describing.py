@@ -89,7 +89,8 @@ class PhaseDescription(Tabular):
         if why:
             return "Every layer is computed in every epoch."
         places = " and ".join(item.name for item in made.boundary)
-        said = f"{len(made.cached)} layers can be computed once, up to {places}: {made.nbytes:,} bytes a row."
+        count = len(made.cached)
+        said = f"{count} layer{'s' if count != 1 else ''} can be computed once, up to {places}: {made.nbytes:,} bytes a row."
         words = {
             "dtype": "kept as {}",
             "views": "in {} views",

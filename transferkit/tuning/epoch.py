@@ -114,12 +114,20 @@ class Steps:
         model = self.model
         if model.optimizer is not None and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
-        x, y, weight = _batch(rows, (rows.x, rows.y, rows.sample_weight), tf.zeros((1,), tf.int64), tf.zeros((1,), tf.int64))
+        try:
+            self._pass(rows, 1)
+        except Exception:  # a layer of the user's may take whole batches only
+            self._pass(rows, min(self.batch_size, rows.count))
+        self._ready = True
+
+    def _pass(self, rows: Rows, count: int) -> None:
+        """Computes some rows and forgets what metrics make of them."""
+        model, places = self.model, tf.range(count, dtype=tf.int64)
+        x, y, weight = _batch(rows, (rows.x, rows.y, rows.sample_weight), places, places)
         y_pred = model(x, training=False)
         model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=weight)
         model.compute_metrics(x, y, y_pred, sample_weight=weight)
         model.reset_metrics()
-        self._ready = True
 
     def warm(self, rows: Rows, *, train: bool) -> None:
         """Compiles the steps for rows like these, whose values don't matter; takes none."""

@@ -11,7 +11,7 @@ import collections
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -30,7 +30,16 @@ Result = TypeVar("Result")
 
 
 class RowsMixedError(ModelError):
-    """The frozen part gives something else for a row in other company."""
+    """The frozen part can't be computed row by row."""
+
+
+def _mixed(found: str) -> RowsMixedError:
+    return RowsMixedError(
+        "Computing the frozen part of a model once for every row.",
+        found=found,
+        cause="a layer takes something over its whole batch, which in training is another in each epoch",
+        fix=".cache(False), or a layer that treats each row for itself",
+    )
 
 
 class Extraction:
@@ -43,11 +52,21 @@ class Extraction:
         views: How many times each row is computed; what is random in the prefix is drawn anew each time.
         seed: Of what is random.
         block: Rows in a block.
+        batches: The sizes of batches in which training would compute the rows, as far as they are known.
     """
 
-    def __init__(self, prefix: GraphModel, *, how: str = "exact", views: int = 1, seed: int = 0, block: int = BLOCK) -> None:
+    def __init__(
+        self,
+        prefix: GraphModel,
+        *,
+        how: str = "exact",
+        views: int = 1,
+        seed: int = 0,
+        block: int = BLOCK,
+        batches: Collection[int] = (),
+    ) -> None:
         self._prefix = prefix
-        self._block = block
+        self._block, self._batches = block, tuple(batches)
         self._how = how
         self._views = views
         self._seed = seed
@@ -88,8 +107,14 @@ class Extraction:
             try:
                 for x in itertools.chain.from_iterable(blocks() for _ in range(self._views)):
                     if function is None:  # traced here, by one thread
-                        function = self._function(x)
-                        self._try_company(function, self._padded(x))
+                        try:
+                            function = self._function(x)
+                            self._try_company(function, self._padded(x))
+                        except (tf.errors.OpError, ValueError, TypeError) as error:
+                            if isinstance(error, RowsMixedError) or not self._prefix.has_users_code():
+                                raise
+                            text = f"the frozen part can't be computed in blocks of {self._block} rows ({type(error).__name__})"
+                            raise _mixed(text) from error
                         if traced is not None:
                             traced()
                     waiting.append(pool.submit(one, x))
@@ -122,24 +147,31 @@ class Extraction:
         return quick
 
     def _try_company(self, function: Callable[[Any], Any], x: Any) -> None:
-        """Computes every other row of a block beside others; what layers of Keras's own do with rows is known."""
+        """Computes rows of a block beside others, and in batches like training's; of Keras's own layers it is known."""
         if self._random or not self._prefix.has_users_code():
             return
-        wanted = tf.nest.flatten(function(x))
+        block = self._block
+        wanted = [value.numpy() for value in tf.nest.flatten(function(x))]
+
+        def same(places: Array, kept: Array, within: float) -> bool:
+            company = tf.nest.map_structure(lambda tensor: tf.gather(tensor, places), x)
+            found = [value.numpy() for value in tf.nest.flatten(function(company))]
+            return all(nearly(one[places[kept]], other[kept], within=within) for one, other in zip(wanted, found, strict=True))
+
         for first in (0, 1):
-            kept = np.arange(first, self._block, 2)
+            kept = np.arange(first, block, 2)
             # A row keeps its place: kernels may treat the last rows of a block in a way of their own.
-            places = np.full(self._block, first)
+            places = np.full(block, first)
             places[kept] = kept
-            company = tf.nest.map_structure(lambda tensor, places=places: tf.gather(tensor, places), x)
-            for one, other in zip(wanted, tf.nest.flatten(function(company)), strict=True):
-                if not nearly(one.numpy()[kept], other.numpy()[kept], within=1e-5):
-                    raise RowsMixedError(
-                        "Computing the frozen part of a model once for every row.",
-                        found=f"what the frozen part gives for a row depends on the rows beside it, in a block of {self._block}",
-                        cause="a layer takes something over its whole batch, which in training is another in each epoch",
-                        fix=".cache(False), or a layer that treats each row for itself",
-                    )
+            if not same(places, kept, 1e-5):
+                raise _mixed(f"what the frozen part gives for a row depends on the rows beside it, in a block of {block}")
+        for size in self._batches:
+            places = np.resize(np.arange(block)[::-1], -(-block // size) * size)
+            # Another size of batch brings other rounding.
+            if not all(same(some, np.arange(size), 1e-3) for some in places.reshape(-1, size)):
+                raise _mixed(
+                    f"what the frozen part gives for a row in a batch of {size} isn't what it gives in a block of {block}"
+                )
 
     def _padded(self, x: Any) -> Any:
         def filled(array: Any) -> Any:

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,7 @@ def compute(
     seed: int = 0,
     note: str = "",
     traced: Callable[[], Any] | None = None,
+    batches: Collection[int] = (),
 ) -> Features:
     """Runs the prefix over all rows once, or finds what it gave before.
 
@@ -125,15 +126,19 @@ def compute(
         seed: Of the augmentation that makes the views.
         note: Of what makes the rows what they are and isn't seen in them; part of the key.
         traced: Called once Python's part is done and what remains is computing.
+        batches: The sizes of batches in which training would compute the rows, as far as they are known.
 
     Raises:
+        RowsMixedError: when the prefix holds code of the user's that makes more of rows together than of each for itself.
         DataError: when the data has no rows, no end, or other rows each time, or its features don't fit the dtype.
         StorageError: when the folder can't be used.
     """
     started = time.perf_counter()
     settings = settings or CacheSettings()
     limit = memory_left() // 2 if memory_limit is None else memory_limit
-    job = _Job(prefix, data, settings, limit, seed, traced, block=block_of(data, settings=settings, folder=folder))
+    block = block_of(data, settings=settings, folder=folder)
+    extraction = Extraction(prefix, how=settings.extraction, views=settings.views, seed=seed, block=block, batches=batches)
+    job = _Job(extraction, data, settings, limit, traced, block=block)
     code = None if folder is None else prefix.digest()
     if folder is None or code is None:  # the user's code can't be told apart by content, so nothing is kept of it
         return job.run(None, "", "", started)
@@ -185,11 +190,11 @@ def _found(entry: Entry, labels: Batch, started: float) -> Features:
 
 class _Job:
     def __init__(
-        self, prefix: GraphModel, data: Any, settings: CacheSettings, limit: int, seed: int, traced: Any, *, block: int
+        self, extraction: Extraction, data: Any, settings: CacheSettings, limit: int, traced: Any, *, block: int
     ) -> None:
         self._traced, self._block = traced, block
         self._data, self._limit, self._views = data, limit, settings.views
-        self._extraction = Extraction(prefix, how=settings.extraction, views=settings.views, seed=seed, block=block)
+        self._extraction = extraction
         self._encoder = Encoder(settings.dtype)
         self._repeats = Repeats(data)
         self._labels = Batch(None, None, None)

@@ -80,7 +80,7 @@ def ordered_dataset(
 
 def _gather_rows(indices: Any, parts: Any) -> Any:
     """Batches of arrays that are in memory."""
-    tensors = tuple(tf.nest.map_structure(as_tensor, part) for part in parts if part is not None)
+    tensors = tuple(tf.nest.map_structure(as_tensor, _tuples(part)) for part in parts if part is not None)
 
     def gather(index: Any, held: Any) -> Any:
         return tf.nest.map_structure(lambda tensor: tf.gather(tensor, index, axis=0), held)
@@ -93,7 +93,7 @@ def _gather_rows(indices: Any, parts: Any) -> Any:
 def _read_rows(indices: Any, data: Data, failed: Callable[[BaseException], None] | None, own: Callable[[Any], Any] | None) -> Any:
     """Batches that `data` reads when they are asked for."""
     first = data.rows(np.arange(1))
-    example = [part for part in first if part is not None]
+    example = [_tuples(part) for part in first if part is not None]
     if own is not None and not data.in_memory and data.labels is not None and first.sample_weight is None:
         labels, places = tf.nest.map_structure(as_tensor, data.labels), own
         inputs = _read_rows(indices.map(lambda index: tf.gather(index, places(tf.shape(index)[0]))), data, failed, None)
@@ -117,6 +117,13 @@ def _read_rows(indices: Any, data: Data, failed: Callable[[BaseException], None]
         return tuple(tf.nest.pack_sequence_as(example, found))
 
     return indices.map(shaped, num_parallel_calls=2)
+
+
+def _tuples(structure: Any) -> Any:
+    """The structure with tuples for lists, of which a data set would make one tensor."""
+    if isinstance(structure, dict):
+        return {name: _tuples(part) for name, part in structure.items()}
+    return tuple(map(_tuples, structure)) if isinstance(structure, (list, tuple)) else structure
 
 
 def as_tensor(array: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -115,6 +115,7 @@ def features_of(
     folder: str | None = None,
     seed: int = 0,
     traced: Callable[[], Any] | None = None,
+    batches: Collection[int] = (),
     strategy: Any = None,
 ) -> Features:
     """What the prefix gives for the rows: from what several runs share, where this is one of them, else computed or found.
@@ -126,6 +127,7 @@ def features_of(
         folder: As for `compute`.
         seed: As for `compute`.
         traced: As for `compute`.
+        batches: As for `compute`.
         strategy: Whose workers compute a share of the rows each, where the features are kept in memory.
     """
     settings = settings or CacheSettings()
@@ -133,15 +135,15 @@ def features_of(
     def computed(rows: Any) -> Features:
         in_memory = folder is None and settings.views == 1 and settings.dtype != "int8"
         if in_memory and own_places(strategy) is not None and (is_arrays(rows) or isinstance(rows, Data)):
-            return _by_workers(prefix, rows, settings, strategy)
-        return compute(prefix, rows, settings=settings, folder=folder, seed=seed, traced=traced)
+            return _by_workers(prefix, rows, settings, batches, strategy)
+        return compute(prefix, rows, settings=settings, folder=folder, seed=seed, traced=traced, batches=batches)
 
     pool, key = _in_use.get(), _key(prefix, settings, seed)
     shared = pool.take(data, key, computed) if pool is not None and key is not None else None
     return computed(data) if shared is None else shared
 
 
-def _by_workers(prefix: GraphModel, data: Any, settings: CacheSettings, strategy: Any) -> Features:
+def _by_workers(prefix: GraphModel, data: Any, settings: CacheSettings, batches: Collection[int], strategy: Any) -> Features:
     """The features of all rows, of which each worker computes a share: whole blocks, so that they come out as those of one do."""
     begun = time.perf_counter()
     rows = len(data) if isinstance(data, Data) else row_count(data)
@@ -151,13 +153,14 @@ def _by_workers(prefix: GraphModel, data: Any, settings: CacheSettings, strategy
     mine = np.arange(cuts[index], cuts[index + 1])
     # A worker for which no block is left computes the first row, whose features are dropped.
     part = np.arange(1) if not len(mine) else mine
-    own = compute(prefix, data.take(part) if isinstance(data, Data) else rows_of(data, part), settings=settings)
+    taken = data.take(part) if isinstance(data, Data) else rows_of(data, part)
+    own = compute(prefix, taken, settings=settings, batches=batches)
     arrays = tuple(gathered_rows(strategy, array[: len(mine)]).numpy() for array in own.arrays)
     y, weight = (data.labels, None) if isinstance(data, Data) else (*data[1:], None, None)[:2]
     if isinstance(data, Data) and own.sample_weight is not None:
         weight = data.rows(np.arange(rows)).sample_weight
-    taken = time.perf_counter() - begun
-    return replace(own, arrays=arrays, y=y, sample_weight=weight, rows=rows, seconds=taken, where="memory", _keeps=None)
+    seconds = time.perf_counter() - begun
+    return replace(own, arrays=arrays, y=y, sample_weight=weight, rows=rows, seconds=seconds, where="memory", _keeps=None)
 
 
 def _key(prefix: GraphModel, settings: CacheSettings, seed: int) -> str | None:
