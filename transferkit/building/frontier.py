@@ -98,10 +98,11 @@ class Split(Tabular):
             (item.name, "×".join("?" if d is None else str(d) for d in item.shape) or "1", item.dtype, f"{item.nbytes:,}")
             for item in self.boundary
         ]
+        count = len(self.cached)
         return Table(
             columns=("computed once, up to", ">shape of a row", "dtype", ">bytes a row"),
             rows=rows,
-            title=f"{len(self.cached)} layer{'s are' if len(self.cached) != 1 else ' is'} computed once, {self.nbytes:,} bytes a row",
+            title=f"{count} layer{'s are' if count != 1 else ' is'} computed once, {self.nbytes:,} bytes a row",
             notes=tuple(f"ends at {name}: {why}" for name, why in self.blocked),
         )
 
