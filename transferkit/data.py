@@ -141,11 +141,13 @@ def batches(data: Any, *, batch_size: int = 32) -> Iterator[Batch]:
 
 
 def row_count(parts: Any) -> int:
-    """The number of rows that all arrays of in-memory data share.
+    """The number of rows of a `Data`, or that all arrays of in-memory data share.
 
     Raises:
         DataError: when they don't.
     """
+    if isinstance(parts, Data):
+        return len(parts)
     counts = {
         int(leaf.shape[0]) if len(leaf.shape) else -1 for part in parts if part is not None for leaf in tf.nest.flatten(part)
     }

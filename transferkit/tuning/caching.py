@@ -318,7 +318,7 @@ class Cache:
             return ""
         if epochs < 2:
             return "one epoch computes everything once anyway"
-        rows = len(self._data) if isinstance(self._data, Data) else row_count(self._data)
+        rows = row_count(self._data)
         steps = math.ceil(rows / self._batch_size)
         gain = epochs * steps * _STEP_SECONDS - _OVERHEAD_SECONDS
         saved = (epochs - 1) * rows * _flops(made)
@@ -360,7 +360,7 @@ class Cache:
     ) -> Features:
         key = f"{name} {mark}"
         if key not in self._held:
-            rows = len(data) if isinstance(data, Data) else row_count(data) if is_arrays(data) else 0
+            rows = row_count(data) if is_arrays(data) or isinstance(data, Data) else 0
             self._held[key] = features_of(
                 prefix,
                 data,

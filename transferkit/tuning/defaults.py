@@ -22,9 +22,7 @@ __all__ = ["default_plan", "explanation"]
 
 def _rows(data: Any) -> int | None:
     """How many rows there are, where that can be told; of a data set of unknown batches, about."""
-    if isinstance(data, Data):
-        return len(data)
-    if is_arrays(data):
+    if isinstance(data, Data) or is_arrays(data):
         return row_count(data)
     count = data.num_batches if isinstance(data, keras.utils.PyDataset) else getattr(data, "cardinality", lambda: None)()
     return 32 * int(count) if count is not None and int(count) > 0 else None
@@ -71,7 +69,7 @@ def _head_rate(model: Any, data: Any) -> float:
     heads = head_layers(model)
     if len(heads) != 1 or not (isinstance(data, Data) or is_arrays(data)):
         return 1e-3
-    rows = np.arange(min(64, len(data) if isinstance(data, Data) else row_count(data)))
+    rows = np.arange(min(64, row_count(data)))
     x = data.rows(rows).x if isinstance(data, Data) else keras.tree.map_structure(lambda array: np.asarray(array)[rows], data[0])
     try:
         inputs = model.inputs[0] if len(model.inputs) == 1 else model.input

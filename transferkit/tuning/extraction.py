@@ -103,24 +103,16 @@ class Extraction:
 
         with self._seeded(), ThreadPoolExecutor(self._threads, "transferkit-features") as pool:
             waiting: collections.deque[Future[Result]] = collections.deque()
-            alone = True
             try:
                 for x in itertools.chain.from_iterable(blocks() for _ in range(self._views)):
-                    if function is None:  # traced here, by one thread
-                        try:
-                            function = self._function(x)
-                            self._try_company(function, self._padded(x))
-                        except (tf.errors.OpError, ValueError, TypeError) as error:
-                            if isinstance(error, RowsMixedError) or not self._prefix.has_users_code():
-                                raise
-                            text = f"the frozen part can't be computed in blocks of {self._block} rows ({type(error).__name__})"
-                            raise _mixed(text) from error
+                    first = function is None
+                    if first:  # traced here, by one thread
+                        function = self._tried_out(x)
                         if traced is not None:
                             traced()
                     waiting.append(pool.submit(one, x))
-                    if alone:  # the first call settles on kernels; each of two at once would do so
+                    if first:  # the first call settles on kernels; each of two at once would do so
                         waiting[0].result()
-                        alone = False
                     if len(waiting) > 2 * self._threads:
                         yield waiting.popleft().result()
                 while waiting:
@@ -128,6 +120,20 @@ class Extraction:
             finally:
                 for future in waiting:
                     future.cancel()
+
+    def _tried_out(self, x: Any) -> Callable[[Any], Any]:
+        """The computation for blocks like this one, once it has shown that it treats each row for itself."""
+        try:
+            function = self._function(x)
+            self._try_company(function, self._padded(x))
+        except RowsMixedError:
+            raise
+        except (tf.errors.OpError, ValueError, TypeError) as error:
+            if not self._prefix.has_users_code():
+                raise
+            text = f"the frozen part can't be computed in blocks of {self._block} rows ({type(error).__name__})"
+            raise _mixed(text) from error
+        return function
 
     def _function(self, x: Any) -> Callable[[Any], Any]:
         some = self._padded(x)

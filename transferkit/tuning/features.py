@@ -165,7 +165,7 @@ def block_of(data: Any, *, settings: CacheSettings, folder: Any) -> int:
 
 def _count(data: Any) -> int | None:
     """How many rows there are, where that is known."""
-    return len(data) if isinstance(data, Data) else row_count(data) if is_arrays(data) else None
+    return row_count(data) if is_arrays(data) or isinstance(data, Data) else None
 
 
 def _found(entry: Entry, labels: Batch, started: float) -> Features:

@@ -60,7 +60,7 @@ def ordered_dataset(
         own: Gives the places within a batch of so many rows that this process needs the inputs of. What must be read is then
             read of these only, and the inputs stand under `OWN_ROWS`; labels are always of the whole batch.
     """
-    rows = len(data) if isinstance(data, Data) else row_count(data)
+    rows = row_count(data)
     steps = -(-rows // batch_size)
     # As `fit` has it on arrays: a size that is the same for all batches is known to the graph of a step, which is faster by 5%.
     full = rows % batch_size == 0 and not tf.distribute.has_strategy()

@@ -172,7 +172,7 @@ def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[s
     )
     validation = job.validation
     if isinstance(validation, Data) or is_arrays(validation):
-        val_rows = len(validation) if isinstance(validation, Data) else row_count(validation)
+        val_rows = row_count(validation)
         validation = ordered_dataset(
             validation, batch_size=job.batch_size, orders=lambda: [np.arange(val_rows)], own=own_places(job.strategy)
         )

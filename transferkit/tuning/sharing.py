@@ -146,7 +146,7 @@ def features_of(
 def _by_workers(prefix: GraphModel, data: Any, settings: CacheSettings, batches: Collection[int], strategy: Any) -> Features:
     """The features of all rows, of which each worker computes a share: whole blocks, so that they come out as those of one do."""
     begun = time.perf_counter()
-    rows = len(data) if isinstance(data, Data) else row_count(data)
+    rows = row_count(data)
     workers, index = strategy.num_replicas_in_sync, worker_number(strategy)
     blocks = -(-rows // BLOCK)
     cuts = [min(rows, BLOCK * (blocks * worker // workers)) for worker in range(workers)] + [rows]

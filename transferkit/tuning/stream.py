@@ -181,7 +181,7 @@ class Stream:
         return dataset if self._weight is None else _weighted(dataset, self._weight)
 
     def _orders(self) -> Iterator[Any]:
-        rows = len(self._data) if isinstance(self._data, Data) else row_count(self._data)
+        rows = row_count(self._data)
         first = self._first * self._size
         for number in range(self.number, self.number + 1 if self.until is None else self.until):
             yield epoch_order(rows, seed=self._seed, epoch=number)[first:]
@@ -312,7 +312,7 @@ class Stream:
 
 def _batches(data: Any, batch_size: int) -> int | None:
     if isinstance(data, Data) or is_arrays(data):
-        return -(-(len(data) if isinstance(data, Data) else row_count(data)) // batch_size)
+        return -(-row_count(data) // batch_size)
     if isinstance(data, keras.utils.PyDataset):
         count: int | None = data.num_batches
         return count

@@ -157,7 +157,7 @@ def _reading(data: Any, batch_size: int, steps: int, strategy: Any) -> tuple[flo
     """Seconds to read a batch, and a whole one."""
     source: Any
     if isinstance(data, Data) or is_arrays(data):
-        rows = len(data) if isinstance(data, Data) else row_count(data)
+        rows = row_count(data)
         held = next(iter(batches(data, batch_size=min(batch_size, rows))))
         source = ordered_dataset(
             data,
