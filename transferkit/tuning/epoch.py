@@ -21,6 +21,7 @@ from transferkit._keras import keras, tf
 from transferkit.tuning.epochs import Watch, run_epochs
 from transferkit.tuning.features import Features
 from transferkit.tuning.feeding import as_tensor
+from transferkit.tuning.metrics_state import metrics_reset
 from transferkit.tuning.replicated import own_steps
 
 __all__ = ["Rows", "Steps", "batch_hooks", "class_weights", "rows_of_features", "same_kernels", "train"]
@@ -31,7 +32,7 @@ _TURN_SECONDS = 0.5
 _BYTES_AT_ONCE, _MOST_AT_ONCE = 4 << 20, 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rows:
     """What the steps draw their batches from.
 
@@ -64,13 +65,15 @@ def rows_of_features(
     weights = features.sample_weight
     if class_weight is not None:
         weights = class_weights(features.y, class_weight)
+    tensors = features.tensors()
+    plain = not features.encoded
     return Rows(
-        x=features.tensors(),
+        x=tensors[0] if plain and len(tensors) == 1 else tensors,
         y=None if features.y is None else tf.nest.map_structure(as_tensor, features.y),
         sample_weight=None if weights is None else tf.nest.map_structure(as_tensor, weights),
         count=features.rows,
         index=lambda order, epoch: features.index(order, epoch=epoch),
-        read=features.read(),
+        read=None if plain else features.read(),
         augment=augment,
     )
 
@@ -84,6 +87,25 @@ def class_weights(y: Any, class_weight: Mapping[int, float]) -> np.ndarray[Any, 
     found, place = np.unique(labels, return_inverse=True)
     weights = np.array([class_weight.get(int(label), 1.0) for label in found], dtype=keras.config.floatx())
     return weights[place.reshape(labels.shape)]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What makes the graph of some steps another than that of others.
+
+    Args:
+        train: Whether they train.
+        full: Whether every batch has as many rows.
+        in_order: Whether they take the tensors' rows as they lie there, so that there is nothing to gather.
+        read: Of the rows.
+        augment: Of the rows, where they train.
+    """
+
+    train: bool
+    full: bool
+    in_order: bool
+    read: Any
+    augment: Any
 
 
 class Steps:
@@ -101,7 +123,8 @@ class Steps:
         own = own_steps(model, ("train_step", "test_step"))
         self._alone = bool(own) or model.run_eagerly or getattr(model, "by_step", False)
         self._compiled_for: dict[Any, Any] = {}
-        self._ready = False
+        self._bound: dict[Any, Any] = {}
+        self._reset: Callable[[], Any] | None = None
 
     def count(self, rows: int) -> int:
         """How many batches an epoch of so many rows has."""
@@ -109,7 +132,7 @@ class Steps:
 
     def prepare(self, rows: Rows) -> None:
         """Makes the variables of optimizer, loss and metrics, which a graph can't."""
-        if self._ready:
+        if self._reset is not None:
             return
         model = self.model
         if model.optimizer is not None and not model.optimizer.built:
@@ -118,16 +141,19 @@ class Steps:
             self._pass(rows, 1)
         except Exception:  # a layer of the user's may take whole batches only
             self._pass(rows, min(self.batch_size, rows.count))
-        self._ready = True
+        self._reset = metrics_reset(model)
+
+    def reset_metrics(self) -> None:
+        """Does what the model's own method does."""
+        (self._reset or self.model.reset_metrics)()
 
     def _pass(self, rows: Rows, count: int) -> None:
-        """Computes some rows and forgets what metrics make of them."""
+        """Computes some rows, which metrics take for some of an epoch."""
         model, places = self.model, tf.range(count, dtype=tf.int64)
         x, y, weight = _batch(rows, (rows.x, rows.y, rows.sample_weight), places, places)
         y_pred = model(x, training=False)
         model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=weight)
         model.compute_metrics(x, y, y_pred, sample_weight=weight)
-        model.reset_metrics()
 
     def warm(self, rows: Rows, *, train: bool) -> None:
         """Compiles the steps for rows like these, whose values don't matter; takes none."""
@@ -156,28 +182,38 @@ class Steps:
     def _run(self, train: bool, rows: Rows, order: np.ndarray[Any, Any], epoch: int, start: int, stop: int | None) -> Any:
         self.prepare(rows)
         stop = self.count(len(order)) if stop is None else stop
+        taken = order if rows.index is None else rows.index(order, epoch)
         labels = tf.constant(order, tf.int64)
-        places = labels if rows.index is None else tf.constant(rows.index(order, epoch), tf.int64)
-        parts = ((rows.x, rows.y, rows.sample_weight), labels, places, tf.constant(epoch))
-        # As with `fit` on arrays, the size of the batches is known beforehand only where it is that of all.
-        full = len(order) % self.batch_size == 0 and not tf.distribute.has_strategy()
-        function = self._function(train, rows, full=full)
+        places = labels if taken is order else tf.constant(taken, tf.int64)
+        given = ((rows.x, rows.y, rows.sample_weight), labels, places, tf.constant(epoch))
+        form = _Form(
+            train,
+            # As with `fit` on arrays, the size of the batches is known beforehand only where it is that of all.
+            full=len(order) % self.batch_size == 0 and not tf.distribute.has_strategy(),
+            in_order=rows.read is None and not train and _is_in_order(order) and _is_in_order(taken),
+            read=rows.read,
+            augment=rows.augment if train else None,
+        )
+        function = self._function(form, rows)
         if not self._alone:
-            return function(*parts, tf.constant(start), tf.constant(stop))
+            steps = (tf.constant(start), tf.constant(stop))
+            key = (form, rows, len(order))
+            if key not in self._bound:  # which spares each call to find out which of its graphs fits the arguments
+                self._bound[key] = function.get_concrete_function(*given, *steps)
+            return self._bound[key](*given, *steps)
         logs: Any = {}
         for step in range(start, stop):
-            logs = function(*parts, tf.constant(step))
+            logs = function(*given, tf.constant(step))
         return logs
 
-    def _function(self, train: bool, rows: Rows, *, full: bool) -> Any:
-        key = (train, full, rows.read, rows.augment)
-        if key not in self._compiled_for:
-            self._compiled_for[key] = self._compiled(self.model.train_step if train else self.model.test_step, rows, train, full)
-        return self._compiled_for[key]
+    def _function(self, form: _Form, rows: Rows) -> Any:
+        if form not in self._compiled_for:
+            self._compiled_for[form] = self._compiled(form, rows)
+        return self._compiled_for[form]
 
-    def _compiled(self, step: Callable[[Any], Any], rows: Rows, train: bool, full: bool) -> Any:
-        size, model = self.batch_size, self.model
-        augment = rows.augment if train else None
+    def _compiled(self, form: _Form, rows: Rows) -> Any:
+        size, model, augment = self.batch_size, self.model, form.augment
+        step = model.train_step if form.train else model.test_step
         # AutoGraph stays off, as in fit: the user's step runs as it was written.
         one = tf.function(step, jit_compile=True, autograph=False) if model.jit_compile else step
 
@@ -187,14 +223,25 @@ class Steps:
             return one(keras.utils.pack_x_y_sample_weight(x, y, weight))
 
         def sized(batch: Any) -> Any:
-            for leaf in _leaves(batch) if full else ():
+            for leaf in _leaves(batch) if form.full else ():
                 leaf.set_shape((size, *leaf.shape[1:]))
             return batch
 
         def turn(parts: Any, labels: Any, places: Any, epoch: Any, index: Any) -> Any:
             cut = slice(index * size, (index + 1) * size)
-            x, y, weight = sized(_batch(rows, parts, labels[cut], places[cut]))
+            if form.in_order:
+                x, y, weight = sized(_packed(parts, [leaf[cut] for leaf in _leaves(parts)]))
+            else:
+                x, y, weight = sized(_batch(rows, parts, labels[cut], places[cut]))
             return take(x, y, weight, epoch, index)
+
+        def run_in_order(parts: Any, labels: Any, places: Any, epoch: Any, start: Any, stop: Any) -> Any:
+            def body(index: Any) -> Any:
+                turn(parts, labels, places, epoch, index)
+                return (index + 1,)
+
+            tf.while_loop(lambda index: index < stop, body, (start,), parallel_iterations=1)
+            return model.get_metrics_result()
 
         at_once = _steps_at_once(rows, size)
 
@@ -213,10 +260,11 @@ class Steps:
                 tf.while_loop(lambda index: index < last, body, (first,), parallel_iterations=1)
 
             # Rows are gathered for some steps together and then cut, which copies nothing: to gather a batch two threads meet,
-            # and that takes longer than what they do. While steps are taken the rows for the next are gathered.
+            # and that takes longer than what they do. While steps are taken the rows for the next are gathered, by one thread, so
+            # that the steps don't wait for the other.
             def some(first: Any, *held: Any) -> Any:
                 last = tf.minimum(first + at_once, stop)
-                following = _leaves(gathered(last))
+                following = _in_one_thread(lambda: _leaves(gathered(last)))
                 walk(first, last, held)
                 return last, *following
 
@@ -236,7 +284,7 @@ class Steps:
             )
             return model.get_metrics_result()
 
-        chosen = turn if self._alone else run
+        chosen = turn if self._alone else run_in_order if form.in_order else run
         return chosen if model.run_eagerly else tf.function(chosen, autograph=False)
 
 
@@ -245,6 +293,27 @@ def _steps_at_once(rows: Rows, size: int) -> int:
     leaves = [tf.convert_to_tensor(leaf) for leaf in _leaves((rows.x, rows.y, rows.sample_weight))]
     nbytes: int = sum(math.prod(leaf.shape[1:]) * np.dtype(leaf.dtype.as_numpy_dtype).itemsize for leaf in leaves)
     return max(1, min(_MOST_AT_ONCE, _BYTES_AT_ONCE // max(1, size * nbytes)))
+
+
+def _in_one_thread(function: Callable[[], list[Any]]) -> list[Any]:
+    """What the function gives, in a graph, by kernels that don't share their work among the processor's threads."""
+    if tf.config.list_physical_devices("GPU") or tf.distribute.has_strategy():
+        return function()
+    # A map over one element has that setting, which the kernels alone don't.
+    mapped = tf.function(lambda _: function(), autograph=False).get_concrete_function(tf.TensorSpec((), tf.bool))
+    found = tf.raw_ops.MapDefun(
+        arguments=[tf.constant([True])],
+        captured_inputs=mapped.captured_inputs,
+        output_types=[leaf.dtype for leaf in mapped.outputs],
+        output_shapes=[leaf.shape for leaf in mapped.outputs],
+        f=mapped,
+        max_intra_op_parallelism=1,
+    )
+    return [leaf[0] for leaf in found]
+
+
+def _is_in_order(places: np.ndarray[Any, Any]) -> bool:
+    return bool(np.array_equal(places, np.arange(len(places))))
 
 
 def _leaves(structure: Any) -> list[Any]:
@@ -345,6 +414,9 @@ class _CompiledSteps:
         #: How many steps a turn has, as far as their pace is known.
         self._turn = 16
 
+    def reset_metrics(self) -> None:
+        self._steps.reset_metrics()
+
     def warm(self, epoch: int, first: int) -> None:
         self._steps.train(self._rows, self._order(epoch), epoch=epoch, start=first - 1, stop=first)
 
@@ -381,7 +453,7 @@ class _CompiledSteps:
 
 
 def _tested(steps: Steps, rows: Rows, callbacks: Any, *, single: bool) -> dict[str, Any]:
-    steps.model.reset_metrics()
+    steps.reset_metrics()
     callbacks.on_test_begin()
     if single:
         logs: Any = {}

@@ -56,6 +56,9 @@ class Watch:
 class EpochSteps(Protocol):
     """How the steps of an epoch are taken."""
 
+    def reset_metrics(self) -> None:
+        """Brings the model's metrics to where an epoch begins."""
+
     def warm(self, epoch: int, first: int) -> None:
         """Takes the step before `first`, so that all state exists that only a step makes; its effect is undone."""
 
@@ -98,7 +101,7 @@ def run_epochs(
             ended = place.logs
             watch.restore()
     while epoch < epochs and not (ended is not None and shown.stop_training):
-        model.reset_metrics()
+        steps.reset_metrics()
         callbacks.on_epoch_begin(epoch)
         first, logs = 0, {}
         if place is not None and place.batch:

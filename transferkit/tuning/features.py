@@ -76,6 +76,11 @@ class Features:
         """Of all features together."""
         return sum(array.nbytes for array in self.arrays)
 
+    @property
+    def encoded(self) -> bool:
+        """Whether `tensors()` are more than the features themselves, so that only `read()` gives those."""
+        return any(scale is not None for scale in self.scales)
+
     def tensors(self) -> tuple[Any, ...]:
         """The features as tensors that share the memory, or the mapping from disk, with `arrays`."""
         return tuple(_as_tensor(array) for array in self.arrays)

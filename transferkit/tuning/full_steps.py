@@ -77,6 +77,10 @@ class FullSteps:
                 stream.check_place()
             return
 
+    def reset_metrics(self) -> None:
+        """Brings the model's metrics to where an epoch begins."""
+        self._model.reset_metrics()
+
     def warm(self, epoch: int, first: int) -> None:
         stream = self._stream
         if not self._continues:

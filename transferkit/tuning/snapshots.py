@@ -52,7 +52,7 @@ class Reader:
         """Gives the variables values that were read."""
         for parts, given in zip(self._parts, values, strict=True):
             for part, value in zip(parts, given, strict=True):
-                part.assign(value)
+                tf.raw_ops.AssignVariableOp(resource=part.handle, value=value)
 
 
 def as_array(tensor: Any) -> np.ndarray[Any, Any]:
