@@ -210,6 +210,59 @@ def test_batches_of_one_size_give_the_same_bits(size: int) -> None:
     _same_state(ours, plain)
 
 
+class _Longest(keras.metrics.Metric):  # type: ignore[misc, unused-ignore]
+    """Keeps something that is no variable, and starts at another value than 0."""
+
+    def __init__(self, name: str = "longest") -> None:
+        super().__init__(name=name)
+        self.longest = self.add_variable((), initializer="ones")
+        self.resets = 0
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        del y_true, sample_weight
+        self.longest.assign(keras.ops.maximum(self.longest, keras.ops.max(y_pred)))
+
+    def reset_state(self) -> None:
+        self.resets += 1
+        self.longest.assign(1.0)
+
+    def result(self) -> Any:
+        return self.longest * 1.0
+
+
+@pytest.mark.parametrize("users", [False, True])
+def test_metrics_begin_each_epoch_as_in_fit(users: bool) -> None:
+    x, y, _ = _data()
+    models, own = [_head(), _head()], [_Longest(), _Longest()]
+    for model, longest in zip(models, own, strict=True):
+        mine = [longest] if users else []
+        model.compile(
+            "adam",
+            "mse",
+            metrics=[keras.metrics.F1Score(average="macro"), keras.metrics.AUC(num_thresholds=7, name="auc"), *mine],
+        )
+    labels = np.eye(CLASSES, dtype="float32")[y]
+    expected = models[0].fit(x, labels, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0, validation_data=(x, labels))
+    callbacks = keras.callbacks.CallbackList(add_history=True, model=models[1])
+    rows = Rows(tf.constant(x), tf.constant(labels), None, ROWS)
+    train(models[1], rows, order=lambda _: np.arange(ROWS), epochs=EPOCHS, batch_size=BATCH, callbacks=callbacks, validation=rows)
+    assert models[1].history.history == expected.history
+    assert (own[1].resets > EPOCHS) == users
+
+
+def test_test_steps_need_no_rows_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, weight = _data()
+    model = _head()
+    steps, rows = Steps(model, batch_size=BATCH), Rows(tf.constant(x), tf.constant(y), tf.constant(weight), ROWS)
+    steps.prepare(rows)
+    monkeypatch.setattr(epoch_module, "_batch", None)
+    steps.reset_metrics()
+    logs = steps.test(rows)
+    assert {name: float(value) for name, value in logs.items()} == model.evaluate(
+        x, y, sample_weight=weight, batch_size=BATCH, verbose=0, return_dict=True
+    )
+
+
 def test_an_epoch_takes_its_view_of_each_row() -> None:
     x, y, _ = _data()
     views = np.concatenate([x, x + 1])

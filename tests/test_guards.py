@@ -20,7 +20,7 @@ from transferkit.errors import DataError, TrainingError
 from transferkit.tuning import guards
 from transferkit.tuning.checkpoint import CheckpointFolder
 from transferkit.tuning.guards import Guard, loss_spikes
-from transferkit.tuning.snapshots import Reader
+from transferkit.tuning.snapshots import Reader, Snapshot
 
 ROWS, SIZE, BATCH = 40, 8, 8
 
@@ -194,6 +194,23 @@ def test_a_snapshot_stays_as_it_was() -> None:
     assert np.array_equal(values[0][0].numpy(), np.arange(1000.0, dtype="float32"))
     reader.write(values)
     assert np.array_equal(variables[1].numpy(), [1.0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_snapshot_tells_what_was_written(dtype: str) -> None:
+    values = np.array([[1.0, np.nan], [-0.0, 2.0]])
+    still, written, added, row, negative = (keras.Variable(values, dtype=dtype) for _ in range(5))
+    snapshot = Snapshot([still, written, added, row, negative])
+    assert snapshot.changed() == []
+    written.assign(values)  # what it had
+    assert snapshot.changed() == []
+    written.assign(values + 1)
+    added.assign_add(np.ones((2, 2)))
+    row.value.scatter_nd_update([[0]], tf.constant([[3.0, 3.0]], row.value.dtype))
+    negative.assign(np.abs(values))
+    assert [id(item) for item in snapshot.changed()] == [id(written), id(added), id(row), id(negative)]
+    row.value.scatter_nd_update([[0]], tf.constant(values[:1], row.value.dtype))
+    assert [id(item) for item in snapshot.changed()] == [id(written), id(added), id(negative)]
 
 
 def test_values_of_every_dtype_are_read() -> None:

@@ -6,7 +6,6 @@ answer, it comes with its reason. May import Keras and the floors below.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import threading
 import time
@@ -35,7 +34,7 @@ from transferkit.tuning.fingerprints import repeats
 from transferkit.tuning.phases import PhasePlan
 from transferkit.tuning.replicated import shared
 from transferkit.tuning.sharing import features_of, in_use, is_shared
-from transferkit.tuning.snapshots import Reader
+from transferkit.tuning.snapshots import Snapshot
 
 __all__ = ["Cache", "CachedPhase", "obstacle", "planned_split"]
 
@@ -156,6 +155,8 @@ class Cache:
         self._batch_size, self._class_weight = batch_size, class_weight
         self._mixes, self._steps = mixes, steps_per_epoch
         self._held: dict[str, Features] = {}
+        #: The cut they are of, and the weights in front of it.
+        self._of: tuple[Any, Snapshot] | None = None
 
     def phase(
         self,
@@ -229,17 +230,18 @@ class Cache:
 
     def _both(self, made: Split, steps: Steps) -> tuple[Features, Features | None]:
         """The features of training and validation; the steps are compiled while they are computed."""
-        mark = _weights_mark(made)
-        kept = {name: item for name, item in self._held.items() if name.endswith(mark)}
-        self._held.clear()  # features of another cut are of no more use, and may be large
-        self._held.update(kept)
+        variables = made.prefix.variables
+        cut = (made.cached, [item.name for item in made.boundary], [id(item) for item in variables])
+        if self._of is None or self._of[0] != cut or self._of[1].changed():
+            self._held.clear()  # features of another cut are of no more use, and may be large
+            self._of = (cut, Snapshot(variables))
 
         def both() -> tuple[Features, Features | None]:
-            features = self._features("training", mark, made.prefix, self._data, self._settings, computing.set)
+            features = self._features("training", made.prefix, self._data, self._settings, computing.set)
             # Validation is never approximate or augmented: its figures are the model's own.
             tested = self._validation is not None and not repeats(self._validation)
             exact = CacheSettings()
-            return features, self._features("validation", mark, made.still, self._validation, exact) if tested else None
+            return features, self._features("validation", made.still, self._validation, exact) if tested else None
 
         computing = threading.Event()
         alike = [self._alike(made, data) for data in (self._data, self._validation)]
@@ -355,13 +357,10 @@ class Cache:
             return tf.nest.map_structure(lambda array: np.asarray(array[:count]), self._data[0])
         return None
 
-    def _features(
-        self, name: str, mark: str, prefix: GraphModel, data: Any, settings: CacheSettings, traced: Any = None
-    ) -> Features:
-        key = f"{name} {mark}"
-        if key not in self._held:
+    def _features(self, name: str, prefix: GraphModel, data: Any, settings: CacheSettings, traced: Any = None) -> Features:
+        if name not in self._held:
             rows = row_count(data) if is_arrays(data) or isinstance(data, Data) else 0
-            self._held[key] = features_of(
+            self._held[name] = features_of(
                 prefix,
                 data,
                 settings=settings,
@@ -371,7 +370,7 @@ class Cache:
                 batches={min(self._batch_size, rows or self._batch_size), rows % self._batch_size} - {0},
                 strategy=self._strategy,
             )
-        return self._held[key]
+        return self._held[name]
 
 
 def _elsewhere() -> bool:
@@ -396,10 +395,3 @@ def _flops(made: Split) -> float:
             places *= length or 1
         total += 2.0 * places * sum(math.prod(weight.shape) for weight in layer.weights if len(weight.shape) > 1)
     return total
-
-
-def _weights_mark(made: Split) -> str:
-    digest = hashlib.sha256(repr((made.cached, [item.name for item in made.boundary])).encode())
-    for value in Reader(made.prefix.variables).arrays():
-        digest.update(value.tobytes())
-    return digest.hexdigest()

@@ -7,7 +7,6 @@ it, and its BatchNorm statistics move (keras-team/keras#20285). May import Keras
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from transferkit.tuning.layers import Layers
 from transferkit.tuning.low_rank import Lowered, LowRank, lower, lowerable
 from transferkit.tuning.noise import drops_paths, noise_attribute, restore, set_stochastic_depth, turn_off
 from transferkit.tuning.rates import multipliers_of
-from transferkit.tuning.snapshots import Reader
+from transferkit.tuning.snapshots import Snapshot
 
 __all__ = ["BATCH_NORM_POLICIES", "Phase", "PhasePlan", "ResolvedLayer", "in_effect", "resolve"]
 
@@ -222,23 +221,16 @@ def _shape(layer: Any) -> str:
         return "?"
 
 
-def freeze_digest(plan: PhasePlan) -> dict[str, str]:
-    """For each layer the phase freezes, the SHA-256 of its weights' bytes, BatchNorm statistics among them."""
-    digests = {row.path: _digest(row.layer.weights) for row in plan.layers if not row.trained and row.layer.weights}
+def _frozen_weights(plan: PhasePlan) -> dict[str, Sequence[Any]]:
+    """For each layer the phase freezes, its weights, BatchNorm statistics among them."""
+    found = {row.path: row.layer.weights for row in plan.layers if not row.trained and row.layer.weights}
     for row in plan.layers:
         for number, part in enumerate(row.lowered):
             base = [weight for weight in part.weights if not weight.trainable]
-            digests[f"{row.path} (below its factors, {number})" if number else f"{row.path} (below its factors)"] = _digest(base)
+            found[f"{row.path} (below its factors, {number})" if number else f"{row.path} (below its factors)"] = base
     if plan.own_weights and not plan.phase.train.is_everything:
-        digests["(the model's own)"] = _digest(plan.own_weights)
-    return digests
-
-
-def _digest(weights: Sequence[Any]) -> str:
-    digest = hashlib.sha256()
-    for value in Reader(weights).arrays():
-        digest.update(value.tobytes())
-    return digest.hexdigest()
+        found["(the model's own)"] = plan.own_weights
+    return found
 
 
 @contextlib.contextmanager
@@ -264,21 +256,20 @@ def in_effect(model: Any, plan: PhasePlan) -> Iterator[None]:
     for row in plan.layers:
         if row.low_rank is not None:
             lowered.extend(lower(row.lowered, row.low_rank))
-    before = freeze_digest(plan)
+    frozen = {path: Snapshot(weights) for path, weights in _frozen_weights(plan).items()}
     try:
         yield
     finally:
         restore([*deep, *silenced])
-        after = freeze_digest(plan)
+        changed = [path for path, snapshot in frozen.items() if snapshot.changed()]
         for item in lowered:
             item.merge()
         # No layer's flag brings these back, and the next phase must find them as they were.
         for weight in plan.own_weights:
             weight.trainable = True
-    changed = [path for path, digest in before.items() if after[path] != digest]
     if changed:
         raise TrainingError(
-            f"Training the phase {plan.phase.name!r} with {len(before)} layers frozen.",
+            f"Training the phase {plan.phase.name!r} with {len(frozen)} layers frozen.",
             found=f"the weights of {shorten(changed)} changed all the same",
             cause="a callback, a custom train_step or a layer that writes its own weights changed them",
             fix="select them in the phase's train=, or leave them alone in the code that wrote them",

@@ -12,7 +12,7 @@ import numpy as np
 
 from transferkit._keras import keras, tf
 
-__all__ = ["Reader", "as_array", "copies_of"]
+__all__ = ["Reader", "Snapshot", "as_array", "copies_of"]
 
 
 def copies_of(variable: Any) -> tuple[Any, ...]:
@@ -53,6 +53,28 @@ class Reader:
         for parts, given in zip(self._parts, values, strict=True):
             for part, value in zip(parts, given, strict=True):
                 tf.raw_ops.AssignVariableOp(resource=part.handle, value=value)
+
+
+class Snapshot:
+    """Variables' values as they were when it was made.
+
+    Args:
+        variables: Keras's or TensorFlow's.
+    """
+
+    def __init__(self, variables: Sequence[Any]) -> None:
+        self._reader = Reader(variables)
+        self._before = self._reader.arrays()
+
+    def changed(self) -> list[Any]:
+        """The variables that have another value now, to the bit."""
+        now = zip(self._reader.variables, self._before, self._reader.arrays(), strict=True)
+        return [variable for variable, before, after in now if not _same_bits(before, after)]
+
+
+def _same_bits(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
+    # What nobody wrote to lies where it lay: as long as it is held here, TensorFlow writes new values to memory of its own.
+    return one.ctypes.data == other.ctypes.data or one.tobytes() == other.tobytes()
 
 
 def as_array(tensor: Any) -> np.ndarray[Any, Any]:
