@@ -263,6 +263,18 @@ def test_test_steps_need_no_rows_gathered(monkeypatch: pytest.MonkeyPatch) -> No
     )
 
 
+def test_test_steps_stay_within_the_rows() -> None:
+    x, y, _ = _data()
+    model, views = _head(), tf.constant(np.concatenate([x, x + 1]))  # of which the second isn't tested on
+    steps, labels = Steps(model, batch_size=BATCH), tf.constant(np.concatenate([y, y]))
+    rows = Rows(views, labels, None, ROWS, index=lambda order, epoch: order + epoch * ROWS)
+    steps.prepare(rows)
+    steps.reset_metrics()
+    logs = steps.test(rows)
+    expected = model.evaluate(x, y, batch_size=BATCH, verbose=0, return_dict=True)
+    assert {name: float(value) for name, value in logs.items()} == expected
+
+
 def test_an_epoch_takes_its_view_of_each_row() -> None:
     x, y, _ = _data()
     views = np.concatenate([x, x + 1])

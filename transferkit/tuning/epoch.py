@@ -228,11 +228,12 @@ class Steps:
             return batch
 
         def turn(parts: Any, labels: Any, places: Any, epoch: Any, index: Any) -> Any:
-            cut = slice(index * size, (index + 1) * size)
+            cut = slice(index * size, tf.minimum((index + 1) * size, tf.size(labels)))  # the tensors may go on after the rows
             if form.in_order:
-                x, y, weight = sized(_packed(parts, [leaf[cut] for leaf in _leaves(parts)]))
+                batch = _packed(parts, [leaf[cut] for leaf in _leaves(parts)])
             else:
-                x, y, weight = sized(_batch(rows, parts, labels[cut], places[cut]))
+                batch = _batch(rows, parts, labels[cut], places[cut])
+            x, y, weight = sized(batch)
             return take(x, y, weight, epoch, index)
 
         def run_in_order(parts: Any, labels: Any, places: Any, epoch: Any, start: Any, stop: Any) -> Any:
