@@ -181,7 +181,9 @@ def test_steps_may_be_taken_in_parts() -> None:
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 32])
-def test_rows_may_be_gathered_for_several_steps(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_may_be_gathered_for_several_steps(
+    at_once: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     x, y, weight = _data()
     monkeypatch.setattr(epoch_module, "_MOST_AT_ONCE", at_once)
     plain, ours = _head(), _head()
@@ -192,6 +194,7 @@ def test_rows_may_be_gathered_for_several_steps(at_once: int, monkeypatch: pytes
     expected = plain.fit(x[_order(0)], y[_order(0)], sample_weight=weight[_order(0)], batch_size=BATCH, shuffle=False, verbose=0)
     assert {name: [float(value)] for name, value in logs.items()} == expected.history
     _same_state(ours, plain)
+    assert "not a valid node name" not in caplog.text
 
 
 @pytest.mark.parametrize("size", [7, 11])

@@ -301,7 +301,8 @@ def _in_one_thread(function: Callable[[], list[Any]]) -> list[Any]:
     if tf.config.list_physical_devices("GPU") or tf.distribute.has_strategy():
         return function()
     # A map over one element has that setting, which the kernels alone don't.
-    mapped = tf.function(lambda _: function(), autograph=False).get_concrete_function(tf.TensorSpec((), tf.bool))
+    element = tf.TensorSpec((), tf.bool, name="element")
+    mapped = tf.function(lambda _: function(), autograph=False).get_concrete_function(element)
     found = tf.raw_ops.MapDefun(
         arguments=[tf.constant([True])],
         captured_inputs=mapped.captured_inputs,
