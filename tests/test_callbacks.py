@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import transferkit as tk
 from transferkit._keras import keras
 from transferkit.tuning.callbacks import LiveCurve, Progress, TensorBoardLogs
 
@@ -87,3 +88,30 @@ def test_the_live_curve_grows_by_a_point_an_epoch() -> None:
     assert [len(figure.axes[0].lines[0].get_ydata()) for figure in shown] == [1, 2, 3, 4, 5]
     np.testing.assert_allclose(shown[-1].axes[0].lines[0].get_ydata(), history["loss"])
     assert [line.get_label() for line in shown[-1].axes[0].lines] == ["loss", "val_loss"]
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_metric_may_give_a_figure_for_each_class(cache: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(3, "softmax")])
+    labels = np.eye(3, dtype="float32")[np.arange(24) % 3]
+    plan = tk.FineTuner().phase("head", train=tk.Layers.head(), epochs=2).loss("categorical_crossentropy").cache(cache)
+    plan = plan.metrics(keras.metrics.F1Score(average=None))
+    shown: list[Any] = []
+    curve = LiveCurve("f1_score", "val_f1_score", show=shown.append)
+    given: dict[str, Any] = {
+        "validation_data": (X, labels),
+        "batch_size": 8,
+        "callbacks": [curve],
+        "tensorboard": tmp_path / "logs",
+    }
+    run = plan.fit(model, (X, labels), verbose=2, checkpoint_dir=tmp_path / "run", **given)
+    expected = model.evaluate(X, labels, batch_size=8, verbose=0, return_dict=True)["f1_score"]
+    assert [np.shape(value) for value in run.history["val_f1_score"]] == [(3,), (3,)]
+    np.testing.assert_allclose(run.history["val_f1_score"][-1], expected, rtol=1e-6)
+    assert len(shown) == 2
+    assert "val_f1_score" in str(run)
+    again = plan.fit(model, (X, labels), verbose=1, checkpoint_dir=tmp_path / "run", resume=True, **given)
+    assert again.history == run.history
+    plan.fit(model, (X, labels), verbose=1, batch_size=8)
+    assert "f1_score" in capsys.readouterr().out

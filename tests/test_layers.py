@@ -74,6 +74,7 @@ PURE: tuple[str, ...] = (
     "evaluation.inspecting",
     "evaluation.slicing",
     "selection.scores",
+    "tuning.figures",
 )
 PURE_PACKAGES = {"numpy", "h5py", "ml_dtypes", "typing_extensions"}
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from transferkit._keras import keras, tf
 from transferkit.errors import MissingExtraError
+from transferkit.tuning.figures import figure, figure_text
 
 __all__ = ["LiveCurve", "Progress", "TensorBoardLogs"]
 
@@ -69,7 +70,7 @@ class Progress(keras.callbacks.Callback):
         left = planned - done + sum(epochs for _, epochs in self._phases[self._phase + 1 :])
         # The first epoch of a phase compiles the step; later ones tell the pace.
         pace = self._seconds[1:] or self._seconds
-        figures = "  ".join(f"{key} {float(value):.4g}" for key, value in (logs or {}).items() if key != "learning_rate")
+        figures = "  ".join(f"{key} {figure_text(value)}" for key, value in (logs or {}).items() if key != "learning_rate")
         rest = f"  at most {_duration(left * sum(pace) / len(pace))} left" if left else ""
         self._write(f"{name} {done}/{planned}  rate {_rate(self.model):.3g}  {figures}{rest}")
 
@@ -116,7 +117,11 @@ class TensorBoardLogs(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._step += self._batches
-        figures = {key: float(value) for key, value in (logs or {}).items()}
+        figures: dict[str, float] = {}
+        for key, value in (logs or {}).items():
+            given = figure(value)
+            parts = {f"{key}/{number}": part for number, part in enumerate(given)} if isinstance(given, list) else {key: given}
+            figures.update(parts)
         own = {key: value for key, value in figures.items() if not key.startswith("val_")}
         self._write("train", {**own, "learning_rate": _rate(self.model), "epoch": float(epoch)})
         self._write("validation", {key[4:]: value for key, value in figures.items() if key.startswith("val_")})
@@ -150,20 +155,20 @@ class LiveCurve(keras.callbacks.Callback):
         self._make_figure = Figure
         self._monitor = monitor or ("loss", "val_loss")
         self._show = show or _notebook_display()
-        self._history: dict[str, list[float]] = {}
+        self._history: dict[str, list[Any]] = {}
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         del epoch
         for key, value in (logs or {}).items():
-            self._history.setdefault(key, []).append(float(value))
-        figure = self._make_figure(figsize=(6, 3.5), layout="constrained")
-        axes = figure.add_subplot()
+            self._history.setdefault(key, []).append(figure(value))
+        picture = self._make_figure(figsize=(6, 3.5), layout="constrained")
+        axes = picture.add_subplot()
         for key in self._monitor:
             if key in self._history:
                 axes.plot(range(1, len(self._history[key]) + 1), self._history[key], marker="o", label=key)
         axes.set_xlabel("epoch")
         axes.legend()
-        self._show(figure)
+        self._show(picture)
 
 
 def _notebook_display() -> Callable[[Any], Any]:

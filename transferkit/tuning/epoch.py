@@ -446,7 +446,7 @@ class _CompiledSteps:
             logs = self._steps.train(self._rows, order, epoch=epoch, start=step, stop=stop)
             seconds = time.perf_counter() - begun
             for callback in (*bars, *joined):
-                callback.on_train_batch_end(stop - 1, {name: float(value) for name, value in logs.items()})
+                callback.on_train_batch_end(stop - 1, {name: np.asarray(value)[()] for name, value in logs.items()})
             # The first turn may hold the tracing, so the pace is only ever raised by what later ones show.
             self._turn = max(self._turn, int((stop - step) * _TURN_SECONDS / max(seconds, 1e-9)))
             step = stop

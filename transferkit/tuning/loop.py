@@ -21,6 +21,7 @@ from transferkit.tuning.callbacks import Progress
 from transferkit.tuning.checking import BatchChecks
 from transferkit.tuning.epochs import run_epochs
 from transferkit.tuning.feeding import epoch_order, ordered_dataset
+from transferkit.tuning.figures import figure
 from transferkit.tuning.full_steps import FullSteps
 from transferkit.tuning.guards import check_start, out_of_memory
 from transferkit.tuning.objectives import Objective
@@ -92,7 +93,7 @@ class _Epoch:
     """The epoch the run is at, for the data's order."""
 
     number: int = 0
-    history: dict[str, list[float]] = field(default_factory=dict)
+    history: dict[str, list[Any]] = field(default_factory=dict)
 
 
 class _PhaseCallbacks(keras.callbacks.CallbackList):
@@ -137,7 +138,7 @@ class _Watch(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         del epoch
         for name, value in (logs or {}).items():
-            self._state.history.setdefault(name, []).append(float(np.asarray(value)))
+            self._state.history.setdefault(name, []).append(figure(value))
 
 
 def seed_model(model: Any, seed: int) -> None:
@@ -148,7 +149,7 @@ def seed_model(model: Any, seed: int) -> None:
         state.assign(np.array([number, 0], dtype=keras.backend.standardize_dtype(state.dtype)))
 
 
-def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[str, list[float]], list[PhaseRecord]]:
+def run_phases(model: Any, plans: Sequence[PhasePlan], job: Job) -> tuple[dict[str, list[Any]], list[PhaseRecord]]:
     """Trains the model, phase after phase. Changes its weights, its `trainable` flags and what it is compiled with.
 
     Returns:

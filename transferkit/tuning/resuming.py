@@ -55,7 +55,7 @@ class Session(Watch):
         self.most_steps = every if isinstance(every, int) and folder is not None else None
         self._fingerprint: Mapping[str, str] = {}
         self._starts: dict[str, Array] = {}
-        self._history: dict[str, list[float]] = {}
+        self._history: dict[str, list[Any]] = {}
         self._records: list[PhaseRecord] = []
         self._model: Any = None
         self._phase: dict[str, Any] = {}
@@ -151,7 +151,7 @@ class Session(Watch):
     def begin(
         self,
         model: Any,
-        history: dict[str, list[float]],
+        history: dict[str, list[Any]],
         records: list[PhaseRecord],
         by_epoch: str,
         *,

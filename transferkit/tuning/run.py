@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transferkit._table import Table, Tabular
+from transferkit.tuning.figures import figure_text
 
 __all__ = ["PhaseRecord", "Run"]
 
@@ -39,14 +40,15 @@ class Run(Tabular):
     """What `FineTuner.fit` did.
 
     Args:
-        history: Name of a loss or metric → its value after each epoch, over all phases.
+        history: Name of a loss or metric → its value after each epoch, over all phases; a list of values for a metric that gives
+            several, as `F1Score` does for each class.
         phases: The phases in order.
         seed: What the order of the data and every random choice followed from; give it to `fit` for the same run again.
         placement: The devices, in words.
         notes: What the user should know of it.
     """
 
-    history: Mapping[str, Sequence[float]]
+    history: Mapping[str, Sequence[Any]]
     phases: tuple[PhaseRecord, ...]
     seed: int
     placement: str = ""
@@ -64,7 +66,7 @@ class Run(Tabular):
         end = 0
         for phase in self.phases:
             end += phase.epochs
-            figures = [f"{self.history[name][end - 1]:.4g}" if 0 < end <= len(self.history[name]) else "–" for name in names]
+            figures = [figure_text(self.history[name][end - 1]) if 0 < end <= len(self.history[name]) else "–" for name in names]
             ran = f"{phase.epochs}/{phase.planned}"
             rows.append((phase.name, ran, f"{phase.trained_parameters:,}", f"{phase.seconds:.1f}", *figures))
         return Table(
