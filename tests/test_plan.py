@@ -166,3 +166,12 @@ def test_errors_survive_pickling() -> None:
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is errors.MatchError
     assert str(again) == str(error) == "Loading.\n  found 2 problems:\n    - a\n    - b\n  likely cause: c\n  to fix it: d"
+
+
+def test_an_object_that_keras_cannot_make_again_is_refused() -> None:
+    class Bare(keras.metrics.Mean):  # type: ignore[misc, unused-ignore]
+        def __init__(self) -> None:
+            super().__init__(name="bare")
+
+    with pytest.raises(errors.PlanError, match=r"(?s)Taking a Bare into a plan.*unexpected keyword argument.*take \*\*kwargs"):
+        tk.FineTuner().metrics(Bare())

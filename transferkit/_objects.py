@@ -81,7 +81,15 @@ class KerasObject:
         self._custom = {name: custom for name, custom in _custom_objects(thing) if f'"{name}"' in self._config}
         # What the user made in this process may hold a function of theirs (a Lambda layer); what a text names may not.
         self._trusted = True
-        self.fresh()
+        try:
+            self.fresh()
+        except Exception as error:
+            raise PlanError(
+                f"Taking a {type(thing).__name__} into a plan.",
+                found=f"no fresh one can be made of its configuration: {_first_line(error.__context__ or error)}",
+                cause="its constructor doesn't take all that its get_config returns, which holds what Keras adds, name and dtype",
+                fix="let its __init__ take **kwargs and hand them to super().__init__, or write its get_config and from_config",
+            ) from error
 
     def fresh(self) -> Any:
         """A new object of the same class and configuration."""
