@@ -6,12 +6,14 @@ those of `tf.keras`; `tf.keras` itself leaves out some public parts (`keras.savi
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
 from transferkit.errors import ModelError
 
-__all__ = ["keras", "tf"]
+__all__ = ["is_kerass_own", "keras", "tf"]
 
 if tf.keras.Model is not keras.Model:
     raise ModelError(
@@ -27,3 +29,8 @@ if keras.backend.backend() != "tensorflow":
         cause="KERAS_BACKEND or ~/.keras/keras.json names another backend",
         fix='set KERAS_BACKEND="tensorflow" before the first import of Keras',
     )
+
+
+def is_kerass_own(thing: Any) -> bool:
+    """Whether the object's class is one of Keras's, and not the user's."""
+    return type(thing).__module__.split(".")[0] == "keras"

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from transferkit._keras import keras, tf
+from transferkit._keras import is_kerass_own, keras, tf
 from transferkit.building.graph import Call, Spec, makes_mask
 from transferkit.building.rewriting import apart
 
@@ -62,7 +62,7 @@ def is_kerass(call: Call) -> bool:
     operation = call.operation
     if isinstance(operation, keras.layers.Lambda) or makes_mask(operation):
         return False
-    return type(operation).__module__.split(".")[0] == "keras"
+    return is_kerass_own(operation)
 
 
 class Norms:

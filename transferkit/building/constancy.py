@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from transferkit._keras import keras, tf
+from transferkit._keras import is_kerass_own, keras, tf
 from transferkit.building.graph import Call, Graph, Spec, makes_mask
 from transferkit.building.graph_model import AttachMask, ReadMask, as_declared, flat_inputs, run_call
 from transferkit.building.pca import PCA
@@ -139,7 +139,7 @@ class Constancy:
     def _is_simple(call: Call) -> bool:
         """Whether it is a layer of Keras's own that treats each row for itself, whose ways are known without running it."""
         layer = call.operation
-        if not call.is_layer or type(layer).__module__.split(".")[0] != "keras":
+        if not call.is_layer or not is_kerass_own(layer):
             return False
         if isinstance(layer, (keras.layers.Lambda, keras.layers.Wrapper, keras.Model)) or type(layer) is keras.layers.RNN:
             return False  # the user's code may be inside

@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transferkit._keras import keras
+from transferkit._keras import is_kerass_own, keras
 from transferkit.building.parts import parts_of
 from transferkit.tuning.phases import PhasePlan, ResolvedLayer
 
@@ -237,7 +237,7 @@ def forward_flops(layer: Any) -> tuple[int, bool]:
         return 0, True
     if isinstance(layer, layers.RNN):
         steps = _steps(layer)
-        return 2 * steps * _kernel_numbers(layer.cell), _is_keras(layer.cell)
+        return 2 * steps * _kernel_numbers(layer.cell), is_kerass_own(layer.cell)
     if isinstance(layer, layers.MultiHeadAttention):
         return _attention(layer, shape), True
     if isinstance(layer, layers.EinsumDense):
@@ -248,11 +248,11 @@ def forward_flops(layer: Any) -> tuple[int, bool]:
         return 2 * size, True
     if hasattr(layer, "pool_size"):
         return size * math.prod(layer.pool_size), True
-    if type(layer).__name__.startswith("Global") and _is_keras(layer):
+    if type(layer).__name__.startswith("Global") and is_kerass_own(layer):
         return _size(_input_shape(layer)), True
     if not layer.weights:
         return (0 if isinstance(layer, _FREE) else size), True
-    known = _is_keras(layer)
+    known = is_kerass_own(layer)
     return 2 * _places(layer, shape) * _kernel_numbers(layer) + bias, known
 
 
@@ -262,10 +262,6 @@ _FREE = tuple(
     for name in ("Dropout", "SpatialDropout2D", "Identity", "ZeroPadding2D", "ZeroPadding1D", "Cropping2D", "Concatenate")
     if hasattr(keras.layers, name)
 )
-
-
-def _is_keras(layer: Any) -> bool:
-    return type(layer).__module__.split(".")[0] == "keras"
 
 
 def _transposed(layer: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from transferkit._keras import tf
+from transferkit._keras import is_kerass_own, tf
 from transferkit.tuning.snapshots import Reader
 
 __all__ = ["metrics_reset"]
@@ -21,7 +21,7 @@ def metrics_reset(model: Any) -> Callable[[], Any]:
         model: Compiled, with all variables of its metrics made.
     """
     model.reset_metrics()
-    if tf.distribute.has_strategy() or not all(map(_is_keras, _each(model.metrics))):
+    if tf.distribute.has_strategy() or not all(map(is_kerass_own, _each(model.metrics))):
         reset: Callable[[], Any] = model.reset_metrics
         return reset
     variables = Reader(model.metrics_variables)
@@ -34,7 +34,3 @@ def _each(metrics: Any) -> Iterator[Any]:
     for metric in metrics:
         yield metric
         yield from _each(getattr(metric, "metrics", ()))
-
-
-def _is_keras(metric: Any) -> bool:
-    return type(metric).__module__.split(".")[0] == "keras"
